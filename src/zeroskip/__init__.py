@@ -1,0 +1,1 @@
+"""Pruned convolutional networks that run faster."""

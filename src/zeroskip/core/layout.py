@@ -1,0 +1,56 @@
+"""How a tensor lies in memory on one edge of the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Order of the dimensions, and a border of zeros around each image plane.
+
+    Order "any" takes or makes whatever comes.  For "nchw", ``halo = (rows, columns)`` zeros lie before and after each
+    plane, so that a padded convolution reads its padding instead of testing for it; a consumer asks for at least
+    that much, ``(0, 0)`` asks for contiguous planes, and ``None`` takes any halo as long as columns are contiguous.
+    For a producer, ``writes_halo`` says whether it can write into a buffer that has one.
+    """
+
+    order: Literal["nchw", "nhwc", "any"] = "nchw"
+    halo: tuple[int, int] | None = None
+    writes_halo: bool = False
+
+
+def allocate(shape: tuple[int, ...], halo: tuple[int, int] = (0, 0), dtype: torch.dtype = torch.float32) -> Tensor:
+    """A view of ``shape`` (``[n, c, h, w]`` where there is a halo) into a new zeroed CPU buffer with that border."""
+    rows, columns = halo
+    if not rows and not columns:
+        return torch.zeros(shape, dtype=dtype)
+    n, c, h, w = shape
+    buffer = torch.zeros((n, c, h + 2 * rows, w + 2 * columns), dtype=dtype)
+    return buffer[:, :, rows:rows + h, columns:columns + w]
+
+
+def conform(x: Tensor, have: tuple[int, int], want: Layout) -> Tensor:
+    """``x`` itself if it lies as ``want`` asks, else a copy that does.
+
+    Args:
+        x: any strides; ``have`` is the halo of zeros known to surround it.
+    """
+    if want.order == "any":
+        return x
+    if x.dim() != 4:
+        return x.contiguous()
+    if want.order == "nhwc":
+        return x.contiguous(memory_format=torch.channels_last)
+    if want.halo == (0, 0):
+        return x.contiguous()
+    rows_wanted, columns_wanted = want.halo or (0, 0)
+    readable = x.stride(3) == 1 and x.stride(2) >= x.shape[3] and x.stride(1) >= x.stride(2)
+    if readable and have[0] >= rows_wanted and have[1] >= columns_wanted:
+        return x
+    copy = allocate(tuple(x.shape), (rows_wanted, columns_wanted), x.dtype)
+    return copy.copy_(x)

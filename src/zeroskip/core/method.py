@@ -1,0 +1,151 @@
+"""The contract of a sparse method: claim, configs, pack, build, bind.
+
+A method is stateless.  Facts go in (``Segment``, parameters, ``Device``), decisions come out as data
+(``Candidate``), and only ``bind`` touches the device.  docs/ADDING_A_METHOD.md walks through it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from zeroskip.core.cost import Cost
+from zeroskip.core.device import Device
+from zeroskip.core.errors import Unsupported
+from zeroskip.core.graph import CONV, LINEAR, Graph, Segment
+from zeroskip.core.layer import Layer
+from zeroskip.core.layout import Layout
+
+ConfigT = TypeVar("ConfigT")
+PackedT = TypeVar("PackedT")
+Parameters = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[ConfigT]):
+    """One way to run a segment: the method's own parameters and what they imply for the edges."""
+
+    config: ConfigT
+    inputs: tuple[Layout, ...]
+    outputs: tuple[Layout, ...]
+    run_seconds: float = 0.0
+    """Estimated; used to try the likeliest first, never to decide."""
+    build_seconds: float = 0.0
+
+
+class Run(Protocol):
+    """A bound segment.  Works on torch's current stream, synchronises nothing and keeps nothing between calls."""
+
+    workspace_bytes: int
+    """Scratch memory a call needs (64-byte aligned, contents arbitrary)."""
+    allocates: bool
+    """True: a library call that returns new tensors; ``outputs`` is ignored and may be empty."""
+
+    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
+                 residual: Tensor | None = None) -> Sequence[Tensor]:
+        """Compute and return the outputs.
+
+        Args:
+            inputs: NCHW views as the candidate's input layouts promise (``[rows, c]`` for linear layers).
+            outputs: views to write, any strides with contiguous columns; every element is overwritten.
+            workspace: uint8 ``[workspace_bytes]``.
+            residual: a tensor of the output's shape, or None.
+        """
+
+
+class Method(ABC, Generic[ConfigT, PackedT]):
+    """One way of skipping zeros.  A folder under ``methods/`` holds exactly one."""
+
+    name: ClassVar[str]
+    cite: ClassVar[str]
+    exploits: ClassVar[str]
+    """"weights", "inputs", "both", or "nothing" for a dense library."""
+    config_type: ClassVar[type]
+
+    @abstractmethod
+    def claim(self, graph: Graph, layers: Mapping[str, Layer], start: str) -> Sequence[Segment]:
+        """The pieces starting at node ``start`` that this method could run.
+
+        Raises:
+            Unsupported: none, with the reason shown to the user.
+        """
+
+    @abstractmethod
+    def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[ConfigT]]:
+        """Valid candidates, best guess first."""
+
+    @abstractmethod
+    def pack(self, segment: Segment, parameters: Parameters, config: ConfigT) -> PackedT:
+        """Weights in the method's format.  Offline, torch and NumPy only.
+
+        ``parameters`` holds ``weight`` and, where the layer has one, ``bias`` (for segments of several layers,
+        ``<node>.weight`` and ``<node>.bias``).
+        """
+
+    @abstractmethod
+    def unpack(self, packed: PackedT) -> Tensor:
+        """Exactly the weights that will be computed with, ``[k, c / groups, r, s]``."""
+
+    def build(self, packed: PackedT) -> bytes | None:
+        """Compile or assemble.  Needs no device memory; may run in parallel; the result may be cached."""
+        return None
+
+    @abstractmethod
+    def bind(self, segment: Segment, packed: PackedT, built: bytes | None, device: Device) -> Run:
+        """Load the code and fix the launch.  Owns no mutable memory."""
+
+    def cost(self, segment: Segment) -> Cost:
+        """The floor of this segment if every zero weight is skipped and every tensor is touched once."""
+        flops = bytes_read = bytes_written = 0
+        for layer in segment.layers:
+            shape, per_weight = layer.shape, 8 if layer.weights.density < 1 else 4
+            pixels = shape.n * shape.p * shape.q
+            flops += 2 * layer.weights.nnz * pixels
+            outputs = shape.k * pixels
+            residual = outputs if layer.epilogue.residual != "none" else 0
+            bytes_read += 4 * (shape.n * shape.c * shape.h * shape.w + residual) + per_weight * layer.weights.nnz
+            bytes_written += 4 * outputs
+        return Cost(flops, bytes_read, bytes_written)
+
+
+class LayerMethod(Method[ConfigT, PackedT]):
+    """A method for one convolution or linear layer at a time; most methods are this."""
+
+    @abstractmethod
+    def supports(self, layer: Layer) -> str | None:
+        """None if the layer can be run, else why not (shown to the user)."""
+
+    def claim(self, graph: Graph, layers: Mapping[str, Layer], start: str) -> Sequence[Segment]:
+        node = graph.node(start)
+        if node.op not in (CONV, LINEAR):
+            raise Unsupported(f"{node.op} is neither a convolution nor a linear layer")
+        layer = layers[start]
+        if reason := self.supports(layer):
+            raise Unsupported(reason)
+        return (layer_segment(graph, layer),)
+
+
+def layer_segment(graph: Graph, layer: Layer) -> Segment:
+    """The segment of a single layer: inputs are x and, if fused, the residual."""
+    node = graph.node(layer.name)
+    residual = [argument.ref for argument in node.args[3:4] if argument is not None]
+    return Segment((node.name,), (node.inputs[0], *residual), (node.name,), (layer,))
+
+
+def layer_parameters(graph: Graph, segment: Segment, tensors: Parameters) -> dict[str, Tensor]:
+    """The part of the model's tensors that ``pack`` gets for this segment."""
+    result: dict[str, Tensor] = {}
+    for layer in segment.layers:
+        prefix = "" if len(segment.layers) == 1 else f"{layer.name}."
+        _, weight, bias, *_ = graph.node(layer.name).args
+        result[f"{prefix}weight"] = tensors[weight.ref]
+        if bias is not None:
+            result[f"{prefix}bias"] = tensors[bias.ref]
+    return result
+
+
+AnyMethod = Method[Any, Any]

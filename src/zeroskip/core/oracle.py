@@ -1,0 +1,72 @@
+"""What is right: the convolution with its epilogue in float64, and how far a result may lie from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zeroskip.core.layer import Activation, Layer, ResidualPlace
+
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+"""Half the distance from 1 to the next number of the type."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """``value`` and the largest permitted distance from it, float64, of the output's shape."""
+
+    value: Tensor
+    bound: Tensor
+
+
+def activate(y: Tensor, activation: Activation) -> Tensor:
+    """The activation as torch computes it (NaN stays NaN)."""
+    if activation == "relu":
+        return functional.relu(y)
+    return functional.relu6(y) if activation == "relu6" else y
+
+
+def epilogue(y: Tensor, activation: Activation, place: ResidualPlace, residual: Tensor | None) -> Tensor:
+    """``act(y + residual)`` or ``act(y) + residual``."""
+    if place == "before" and residual is not None:
+        y = y + residual
+    y = activate(y, activation)
+    return y + residual if place == "after" and residual is not None else y
+
+
+def expected(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Expected:
+    """The float64 result for ``layer`` and its elementwise error bound.
+
+    The bound is ``(n + 4) u (|W| * |x| + |bias| + |residual|) + u |y|`` with ``n`` the nonzeros of the output
+    channel and ``u`` the unit roundoff of float32 accumulation: rigorous for any order of summation, so no
+    tolerance is tuned.  All activations here have Lipschitz constant 1.
+
+    Source: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2.
+
+    Args:
+        x: float ``[n, c, h, w]``, or ``[rows, c]`` for a linear layer.
+        weight: ``[k, c / groups, r, s]`` or ``[k, c]``.
+        bias: ``[k]`` or None.
+        residual: of the output's shape, or None.
+    """
+    shape, place = layer.shape, layer.epilogue.residual
+    x64 = x.double().reshape(shape.input_shape)
+    w64 = weight.double().reshape(shape.weight_shape)
+    out_shape = shape.output_shape if x.dim() == 4 else (*x.shape[:-1], shape.k)
+
+    def convolve(inputs: Tensor, weights: Tensor, offset: Tensor | None) -> Tensor:
+        y = functional.conv2d(inputs, weights, offset, shape.stride, shape.padding, shape.dilation, shape.groups)
+        return y.reshape(out_shape)
+
+    r64 = None if residual is None else residual.double()
+    value = epilogue(convolve(x64, w64, None if bias is None else bias.double()), layer.epilogue.activation, place, r64)
+    magnitude = convolve(x64.abs(), w64.abs(), None if bias is None else bias.double().abs())
+    if r64 is not None and place != "none":
+        magnitude = magnitude + r64.abs()
+    nnz = (w64 != 0).flatten(1).sum(1).double()
+    nnz = nnz.reshape(-1, 1, 1) if x.dim() == 4 else nnz
+    unit = UNIT_ROUNDOFF[torch.float32]
+    return Expected(value, (nnz + 4) * unit * magnitude + UNIT_ROUNDOFF[x.dtype] * value.abs())

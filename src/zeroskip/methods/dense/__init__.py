@@ -1,0 +1,1 @@
+"""The vendor library.  See README.md."""

@@ -1,0 +1,135 @@
+"""Dense convolution by torch and oneDNN: what every other method has to beat, and the fallback for every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zeroskip.core.device import Device
+from zeroskip.core.graph import Segment
+from zeroskip.core.layer import Layer
+from zeroskip.core.layout import Layout
+from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
+from zeroskip.core.oracle import epilogue
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """``torch`` calls the ordinary operator; ``onednn`` the one that torch's own compiler uses for frozen models,
+    with weights reordered beforehand and the epilogue fused."""
+
+    order: Literal["nchw", "nhwc"]
+    library: Literal["torch", "onednn"]
+
+
+@dataclass(frozen=True)
+class DensePacked:
+    weight: Tensor
+    bias: Tensor | None
+    config: DenseConfig
+
+
+class Dense(LayerMethod[DenseConfig, DensePacked]):
+    name: ClassVar[str] = "dense"
+    cite: ClassVar[str] = "oneDNN through torch"
+    exploits: ClassVar[str] = "nothing"
+    config_type: ClassVar[type] = DenseConfig
+
+    def supports(self, layer: Layer) -> str | None:
+        return None
+
+    def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[DenseConfig]]:
+        if segment.layer.kind == "linear":
+            any_order = (Layout("any"),) * len(segment.inputs)
+            return [Candidate(DenseConfig("nchw", "torch"), any_order, (Layout("any"),))]
+        configs = [DenseConfig("nchw", "torch"), DenseConfig("nhwc", "torch")]
+        if torch.backends.mkldnn.is_available() and segment.layer.shape.n > 0:
+            configs.insert(0, DenseConfig("nhwc", "onednn"))
+        return [Candidate(config, (Layout(config.order),) * len(segment.inputs), (Layout(config.order),))
+                for config in configs]
+
+    def pack(self, segment: Segment, parameters: Parameters, config: DenseConfig) -> DensePacked:
+        weight = parameters["weight"].detach()
+        if weight.dim() == 4 and config.order == "nhwc":
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return DensePacked(weight, parameters.get("bias"), config)
+
+    def unpack(self, packed: DensePacked) -> Tensor:
+        weight = packed.weight
+        return weight.reshape(*weight.shape, 1, 1) if weight.dim() == 2 else weight
+
+    def bind(self, segment: Segment, packed: DensePacked, built: bytes | None, device: Device) -> Run:
+        if segment.layer.kind == "linear":
+            return LinearRun(segment.layer, packed)
+        if packed.config.library == "onednn":
+            return OnednnRun(segment.layer, packed)
+        return ConvRun(segment.layer, packed)
+
+
+class _DenseRun:
+    workspace_bytes = 0
+    allocates = True
+
+    def __init__(self, layer: Layer, packed: DensePacked) -> None:
+        self.shape, self.epilogue = layer.shape, layer.epilogue
+        self.weight, self.bias = packed.weight, packed.bias
+
+    def conv(self, x: Tensor) -> Tensor:
+        shape = self.shape
+        return functional.conv2d(x, self.weight, self.bias, shape.stride, shape.padding, shape.dilation, shape.groups)
+
+    def finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        activation, place = self.epilogue.activation, self.epilogue.residual
+        if place == "before" and residual is not None:
+            y += residual
+        if activation == "relu":
+            y.relu_()
+        elif activation == "relu6":
+            functional.relu6(y, inplace=True)
+        return y.add_(residual) if place == "after" and residual is not None else y
+
+
+class ConvRun(_DenseRun):
+    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
+                 residual: Tensor | None = None) -> Sequence[Tensor]:
+        return (self.finish(self.conv(inputs[0]), residual),)
+
+
+class LinearRun(_DenseRun):
+    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
+                 residual: Tensor | None = None) -> Sequence[Tensor]:
+        return (epilogue(functional.linear(inputs[0], self.weight, self.bias), self.epilogue.activation,
+                         self.epilogue.residual, residual),)
+
+
+class OnednnRun(_DenseRun):
+    """The operators are torch's own but not documented, so their absence or refusal is found at bind, not at run."""
+
+    def __init__(self, layer: Layer, packed: DensePacked) -> None:
+        super().__init__(layer, packed)
+        shape = self.shape
+        self.geometry: tuple[Any, ...] = (shape.padding, shape.stride, shape.dilation, shape.groups)
+        self.reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(
+            packed.weight.to_mkldnn(), *self.geometry, shape.input_shape)
+        self.fuses_relu = self.epilogue.activation == "relu" and self.epilogue.residual != "before"
+        self.fuses_sum = self.epilogue.activation in ("none", "relu") and self.epilogue.residual == "before"
+
+    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
+                 residual: Tensor | None = None) -> Sequence[Tensor]:
+        x = inputs[0]
+        operator = torch.ops.mkldnn._convolution_pointwise
+        if self.fuses_sum:
+            unary = "relu" if self.epilogue.activation == "relu" else None
+            return (operator.binary(x, residual, self.reordered, self.bias, *self.geometry, "add", 1.0, unary, [], None),)
+        y = operator(x, self.reordered, self.bias, *self.geometry, "relu" if self.fuses_relu else "none", [], "")
+        if self.fuses_relu:
+            return (y if residual is None else y.add_(residual),)
+        return (self.finish(y, residual),)
+
+
+METHOD = Dense()

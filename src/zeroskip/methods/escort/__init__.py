@@ -1,0 +1,1 @@
+"""Direct sparse convolution.  See README.md."""

@@ -1,0 +1,56 @@
+"""A traced model: the graph and, beside it, its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from zeroskip.core.graph import CONV, LINEAR, Graph, Node, Ref, Value, substitute
+from zeroskip.core.layer import Epilogue, Layer, Precision, Sparsity
+
+
+@dataclass(frozen=True)
+class Program:
+    """``tensors`` holds one tensor for every name in ``graph.parameters``."""
+
+    graph: Graph
+    tensors: dict[str, Tensor]
+
+    def layers(self, precision: Precision = "fp32") -> dict[str, Layer]:
+        """The facts of every convolution and linear layer, by node name."""
+        found = {}
+        for node in self.graph.nodes:
+            if node.op in (CONV, LINEAR) and node.conv is not None:
+                epilogue = Epilogue(node.args[2] is not None, node.conv.activation, node.conv.residual)
+                weight = self.tensors[node.args[1].ref]
+                found[node.name] = Layer(node.name, "linear" if node.op == LINEAR else "conv2d",
+                                         self.graph.shape(node), precision, Sparsity.of(weight), epilogue)
+        return found
+
+    def with_tensor(self, name: str, tensor: Tensor) -> Program:
+        """The same program with one tensor more, or another in its place."""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        parameters = {**self.graph.parameters, name: Value(tuple(tensor.shape), dtype)}
+        return Program(replace(self.graph, parameters=parameters), {**self.tensors, name: tensor})
+
+    def without_nodes(self, gone: dict[str, str]) -> Program:
+        """Drop the nodes that are keys of ``gone``; their readers read the value named by the dict instead."""
+        links = {old: Ref(new) for old, new in gone.items()}
+        nodes = [replace(node, args=substitute(node.args, links), kwargs=substitute(node.kwargs, links))
+                 for node in self.graph.nodes if node.name not in gone]
+        outputs = substitute(self.graph.outputs, links)
+        return Program(replace(self.graph, nodes=tuple(nodes), outputs=outputs), self.tensors)
+
+    def with_node(self, node: Node) -> Program:
+        """The same program with the node of that name exchanged."""
+        nodes = [node if old.name == node.name else old for old in self.graph.nodes]
+        return Program(self.graph.with_nodes(nodes), self.tensors)
+
+
+def sole_user(graph: Graph, name: str) -> Node | None:
+    """The only node that reads ``name``, if there is exactly one and it is no output of the graph."""
+    if name in graph.output_names:
+        return None
+    users = graph.users()[name]
+    return graph.node(users[0]) if len(users) == 1 else None

@@ -1,0 +1,1 @@
+"""Sparse formats: frozen records of tensors, torch and NumPy only, any device."""
