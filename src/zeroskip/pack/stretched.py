@@ -68,7 +68,7 @@ def stretch(weight: Tensor, groups: int, taps: npt.NDArray[np.int32], channel_by
     bounds = _balanced(csr.row_offsets.numpy(), chunks)
 
     parts: list[_Chunk] = [
-        _chunk(rows[low:high], channel[low:high], tap[low:high], range(first, last), block_channels)
+        _chunk(rows[low:high], channel[low:high], range(first, last), block_channels)
         for first, last, low, high in ((a, b, int(csr.row_offsets[a]), int(csr.row_offsets[b]))
                                        for a, b in zip(bounds[:-1], bounds[1:], strict=True))]
     entries = np.empty((len(rows), 2), np.int32)
@@ -134,37 +134,38 @@ def _balanced(row_offsets: npt.NDArray[np.int64], chunks: int) -> list[int]:
     return [0, *sorted(min(int(bound), rows) for bound in inner), rows]
 
 
-def _chunk(rows: npt.NDArray[np.int64], channel: npt.NDArray[np.int64], tap: npt.NDArray[np.int64], every_row: range,
+def _chunk(rows: npt.NDArray[np.int64], channel: npt.NDArray[np.int64], every_row: range,
            block_channels: int) -> _Chunk:
-    channels, position = np.unique(channel, return_inverse=True)
+    used = np.zeros(int(channel.max(initial=0)) + 1, np.bool_)
+    used[channel] = True
+    channels = np.flatnonzero(used)[:len(channel)]
+    position = (used.cumsum() - 1)[channel]
     block, local = np.divmod(position, block_channels)
     blocks = max(1, -(-len(channels) // block_channels))
 
-    # A row's piece in a block is a segment; rows without nonzeros get an empty one, so that their bias is written.
-    empty = np.setdiff1d(np.arange(every_row.start, every_row.stop), rows)
-    keys, inverse, lengths = np.unique(rows * blocks + block, return_inverse=True, return_counts=True)
-    keys = np.concatenate([keys, empty * blocks])
-    lengths = np.concatenate([lengths, np.zeros(len(empty), np.int64)])
-    segment_row, segment_block = np.divmod(keys, blocks)
-    first = np.full(every_row.stop, blocks, np.int64)
-    last = np.full(every_row.stop, -1, np.int64)
-    np.minimum.at(first, segment_row, segment_block)
-    np.maximum.at(last, segment_row, segment_block)
-    starts, ends = first[segment_row] == segment_block, last[segment_row] == segment_block
-    kind = np.select([starts & ends, starts, ends], [FIRST_AND_LAST, FIRST, LAST], MIDDLE)
+    # CSR order is by row, then by channel, so a row's nonzeros in one block, a segment, already stand together.
+    key = rows * blocks + block
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    lengths = np.diff(starts, append=len(key))
+    segment_row, segment_block = np.divmod(key[starts], blocks)
+    # Rows without nonzeros get an empty segment, so that their bias is written.
+    empty = np.setdiff1d(np.arange(every_row.start, every_row.stop), segment_row)
+    segment_row = np.concatenate([segment_row, empty])
+    segment_block = np.concatenate([segment_block, np.zeros_like(empty)])
+    lengths, starts = np.concatenate([lengths, np.zeros_like(empty)]), np.concatenate([starts, np.zeros_like(empty)])
 
+    same_before, same_after = np.diff(segment_row, prepend=-1) == 0, np.diff(segment_row, append=-1) == 0
+    kind = np.select([~same_before & ~same_after, ~same_before, ~same_after], [FIRST_AND_LAST, FIRST, LAST], MIDDLE)
     # Equal lengths stand together, so that the branch that ends the loop over nonzeros is predicted.
     ordering = np.lexsort((segment_row, lengths, kind, segment_block))
-    rank = np.empty(len(keys), np.int64)
-    rank[ordering] = np.arange(len(keys))
-    order = np.lexsort((tap, local, rank[inverse])) if len(rows) else np.empty(0, np.int64)
+    segment_row, segment_block, kind = segment_row[ordering], segment_block[ordering], kind[ordering]
+    lengths, starts = lengths[ordering], starts[ordering]
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    order = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
 
-    ordered = ordering
-    bounds = np.searchsorted(segment_block[ordered] * 4 + kind[ordered], np.arange(blocks * 4 + 1))
-    offsets = np.concatenate([[0], lengths[ordered].cumsum()])
-    table = np.zeros((blocks, BLOCK_FIELDS), np.int32)
-    for index in range(blocks):
-        piece = bounds[4 * index:4 * index + 5]
-        table[index] = [index * block_channels, min((index + 1) * block_channels, len(channels)), offsets[piece[0]], *piece]
-    segments = np.stack([segment_row[ordered], lengths[ordered]], 1).astype(np.int32)
-    return _Chunk(order, local[order], channels.astype(np.int32), segments, table)
+    bounds = np.searchsorted(segment_block * 4 + kind, np.arange(blocks * 4 + 1))
+    first = np.arange(blocks) * block_channels
+    table = np.column_stack([first, np.minimum(first + block_channels, len(channels)), offsets[bounds[:-1:4]],
+                             *(bounds[kind:kind + 4 * blocks:4] for kind in range(5))])
+    return _Chunk(order, local[order], channels.astype(np.int32),
+                  np.column_stack([segment_row, lengths]).astype(np.int32), table.astype(np.int32))
