@@ -15,7 +15,7 @@ class Layout:
 
     Order "any" takes or makes whatever comes.  For "nchw", ``halo = (rows, columns)`` zeros lie before and after each
     plane, so that a padded convolution reads its padding instead of testing for it; a consumer asks for at least
-    that much, ``(0, 0)`` asks for contiguous planes, and ``None`` takes any halo as long as columns are contiguous.
+    that much, ``(0, 0)`` asks for planes without gaps, and ``None`` takes any halo as long as columns are contiguous.
     For a producer, ``writes_halo`` says whether it can write into a buffer that has one.
     """
 
@@ -47,10 +47,20 @@ def conform(x: Tensor, have: tuple[int, int], want: Layout) -> Tensor:
     if want.order == "nhwc":
         return x.contiguous(memory_format=torch.channels_last)
     if want.halo == (0, 0):
-        return x.contiguous()
+        planes = (x.stride(3) == 1 or x.shape[3] == 1) and (x.stride(2) == x.shape[3] or x.shape[2] == 1)
+        return x if planes else x.contiguous()
     rows_wanted, columns_wanted = want.halo or (0, 0)
     readable = x.stride(3) == 1 and x.stride(2) >= x.shape[3] and x.stride(1) >= x.stride(2)
     if readable and have[0] >= rows_wanted and have[1] >= columns_wanted:
         return x
     copy = allocate(tuple(x.shape), (rows_wanted, columns_wanted), x.dtype)
     return copy.copy_(x)
+
+
+def workspace(nbytes: int) -> Tensor | None:
+    """Uninitialised scratch memory, 64-byte aligned, or None where none is needed."""
+    if not nbytes:
+        return None
+    memory = torch.empty(nbytes + 64, dtype=torch.uint8)
+    start = -memory.data_ptr() % 64
+    return memory[start:start + nbytes]

@@ -9,6 +9,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
+from zeroskip.core.cache import BuildCache
 from zeroskip.core.errors import CompileError
 
 
@@ -46,13 +47,18 @@ def _optimised(text: str) -> tuple[Any, Any]:
 
 
 def assemble(text: str) -> bytes:
-    """Object code of IR ``text`` for this machine.
+    """Object code of IR ``text`` for this machine, from the user's build cache where it was made before.
 
     Raises:
         CompileError: LLVM refused the text.
     """
+    cache = BuildCache.of_user("cpu")
+    if (known := cache.get(text, host())) is not None:
+        return known
     module, machine = _optimised(text)
-    return bytes(machine.emit_object(module))
+    built = bytes(machine.emit_object(module))
+    cache.put(built, text, host())
+    return built
 
 
 def assembly(text: str) -> str:

@@ -1,0 +1,73 @@
+"""Interleaved timing of variants in one process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from zeroskip.core.record import Times
+
+LONG_ENOUGH_S = 200e-6
+"""A sample repeats its call until it lasts this long."""
+BUSY_SHARE = 0.9
+"""Below this share of the wall clock on the CPU, something else had it."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times by variant.  ``contended``: the machine did other work meanwhile, so ratios must not be quoted."""
+
+    times: dict[str, Times]
+    contended: bool
+
+
+Timer = Callable[[Mapping[str, Callable[[], object]], int, int], Measurement]
+"""``timer(variants, rounds, threads)``; plans take it as an argument, so that tests can bring their own clock."""
+
+
+def measure(variants: Mapping[str, Callable[[], object]], rounds: int, threads: int) -> Measurement:
+    """Time every variant once a round, ``rounds`` rounds, after a warm-up of each.
+
+    With one thread the clock is the process's CPU time, which a busy neighbour disturbs less; with more it is the
+    wall clock.
+    """
+    clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
+    repeats = {name: _repeats(call) for name, call in variants.items()}
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    loaded = _load() > (os.cpu_count() or 1) + 0.5
+    wall, busy = time.perf_counter(), time.process_time()
+    for _ in range(rounds):
+        for name, call in variants.items():
+            times = range(repeats[name])
+            start = clock()
+            for _ in times:
+                call()
+            samples[name].append((clock() - start) / 1e3 / repeats[name])
+    wall, busy = time.perf_counter() - wall, time.process_time() - busy
+    contended = loaded or busy < BUSY_SHARE * wall
+    return Measurement({name: Times(tuple(values), "cpu" if threads == 1 else "wall") for name, values in samples.items()},
+                       contended)
+
+
+def once(call: Callable[[], object], threads: int) -> float:
+    """The faster of two single calls, in seconds: enough to drop hopeless candidates."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    best = float("inf")
+    for _ in range(2):
+        start = clock()
+        call()
+        best = min(best, clock() - start)
+    return best
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    call()
+    start = time.perf_counter()
+    call()
+    return max(1, int(LONG_ENOUGH_S / max(time.perf_counter() - start, 1e-7)))
+
+
+def _load() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

@@ -1,0 +1,1 @@
+"""Which method runs which piece of the graph, and why: decisions as data."""

@@ -1,0 +1,135 @@
+"""The decision record: printable, readable back, and enough to build the same engine again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroskip.core.device import Device
+from zeroskip.core.layer import Precision
+from zeroskip.core.layout import Layout
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A method that was not chosen for a step: the reason, or the time it lost by."""
+
+    method: str
+    reason: str
+    time_us: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One segment and what runs it.  Nodes of the graph that no step covers run in torch, unchanged."""
+
+    nodes: tuple[str, ...]
+    layer: str
+    """What it is, for people: "128->128 3x3 @28x28 n1"."""
+    density: float
+    method: str
+    config: dict[str, Any]
+    inputs: tuple[Layout, ...]
+    outputs: tuple[Layout, ...]
+    why: str
+    time_us: float | None = None
+    dense_us: float | None = None
+    floor_us: float = 0.0
+    pack_seconds: float = 0.0
+    build_seconds: float = 0.0
+    packed_bytes: int = 0
+    rejected: tuple[Rejection, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.nodes[0] if len(self.nodes) == 1 else f"{self.nodes[0]}..{self.nodes[-1]}"
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The whole engine against the whole torch model, run in turns in one process (medians, microseconds)."""
+
+    engine_us: float
+    dense_engine_us: float
+    """The same engine with dense kernels only: what graph rewriting and fusion gain without any zero skipped."""
+    torch_us: float
+    """The better of the contiguous and the channels_last torch model."""
+    rounds: int
+    contended: bool
+
+    @property
+    def speedup(self) -> float:
+        return self.torch_us / self.engine_us
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided for one model on one device for one set of input shapes."""
+
+    device: Device
+    precision: Precision
+    input_shapes: tuple[tuple[int, ...], ...]
+    steps: tuple[Step, ...]
+    weights_hash: str
+    versions: dict[str, str]
+    confirmation: Confirmation | None = None
+    tune_seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+    def step(self, name: str) -> Step:
+        """The step that covers node ``name``; raises ``KeyError`` where torch runs it."""
+        for step in self.steps:
+            if name in step.nodes:
+                return step
+        raise KeyError(f"no step of this plan covers {name!r}; its steps are {[step.name for step in self.steps]}")
+
+    def __str__(self) -> str:
+        head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why, and why not the others")
+        rows = [head]
+        for step in self.steps:
+            others = "; ".join(_rejection(item) for item in step.rejected)
+            rows.append((step.name, step.layer, f"{1 - step.density:.0%}", step.method, _ms(step.time_us),
+                         _ms(step.dense_us), _ratio(step.dense_us, step.time_us), f"{step.why}{' | ' if others else ''}{others}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
+        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+                 for row in rows]
+        lines.insert(1, "-" * max(len(line) for line in lines[:1]))
+        return "\n".join([*lines, "", *self.summary()])
+
+    def summary(self) -> list[str]:
+        """The verdict in a few lines."""
+        lines = [f"{self.device.name}, {self.device.threads} thread{'s' * (self.device.threads != 1)}, {self.precision}, "
+                 f"inputs {', '.join('x'.join(map(str, shape)) for shape in self.input_shapes)}, "
+                 f"planned in {self.tune_seconds:.1f} s"]
+        if found := self.confirmation:
+            warning = "  (the machine was busy: take no ratio from this)" if found.contended else ""
+            lines.append(f"whole model: {found.engine_us / 1e3:.2f} ms; dense engine {found.dense_engine_us / 1e3:.2f} ms; "
+                         f"torch {found.torch_us / 1e3:.2f} ms; {found.speedup:.2f}x over torch, of which zeros "
+                         f"{found.dense_engine_us / found.engine_us:.2f}x{warning}")
+        return [*lines, *self.notes]
+
+
+def _rejection(item: Rejection) -> str:
+    return f"{item.method}: {item.reason}" if item.time_us is None else f"{item.method} {item.time_us / 1e3:.3f} ms"
+
+
+def _ms(time_us: float | None) -> str:
+    return "-" if time_us is None else f"{time_us / 1e3:.3f}"
+
+
+def _ratio(dense_us: float | None, time_us: float | None) -> str:
+    return "-" if dense_us is None or not time_us else f"{dense_us / time_us:.2f}x"
+
+
+def weights_hash(tensors: dict[str, Tensor]) -> str:
+    """Hash of every tensor's name, dtype, shape and bits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,167 @@
+"""From a program to plans: tune every distinct layer, cover the graph, write down why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+
+import torch
+
+from zeroskip._version import __version__
+from zeroskip.core.device import Device
+from zeroskip.core.env import source_hash
+from zeroskip.core.errors import Unsupported, ZeroskipError
+from zeroskip.core.graph import Graph, Segment
+from zeroskip.core.jsonable import to_json
+from zeroskip.core.layer import Layer, Precision
+from zeroskip.core.method import AnyMethod, layer_parameters
+from zeroskip.measure.timer import Timer, measure
+from zeroskip.model.program import Program
+from zeroskip.plan.cover import Choice, cover
+from zeroskip.plan.plan import Plan, Rejection, Step, weights_hash
+from zeroskip.plan.tune import Option, Tuned, tune
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done, total, what)``."""
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """No progress is shown."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was measured: by starting node, the options of every segment and the refusals of every method."""
+
+    program: Program
+    layers: Mapping[str, Layer]
+    options: Mapping[str, tuple[Option, ...]]
+    refused: Mapping[str, tuple[Rejection, ...]]
+    device: Device
+    precision: Precision
+    seconds: float
+    contended: bool
+
+
+def tune_program(program: Program, precision: Precision, methods: Mapping[str, AnyMethod], device: Device,
+                 progress: Progress = silent, timer: Timer = measure) -> Tuning:
+    """Measure every method on every distinct layer of ``program``."""
+    started = time.perf_counter()
+    graph, layers = program.graph, program.layers(precision)
+    known: dict[tuple[object, ...], Tuned] = {}
+    options: dict[str, tuple[Option, ...]] = {}
+    refused: dict[str, tuple[Rejection, ...]] = {}
+    contended = False
+    for done, name in enumerate(layers):
+        progress(done, len(layers), name)
+        claims, reasons = _claims(graph, layers, name, methods)
+        found: list[Option] = []
+        for segment, able in claims.items():
+            key = (tuple(layer.key for layer in segment.layers), tuple(sorted(able)))
+            if key not in known:
+                known[key] = tune(segment, able, layer_parameters(graph, segment, program.tensors), device, timer)
+            contended |= known[key].contended
+            found += [replace(option, segment=segment) for option in known[key].options]
+            reasons += known[key].rejected
+        if not found:
+            raise ZeroskipError(f"no method can run {name} ({layers[name].shape}): " +
+                                "; ".join(f"{item.method}: {item.reason}" for item in reasons))
+        options[name], refused[name] = tuple(found), tuple(reasons)
+    progress(len(layers), len(layers), "")
+    return Tuning(program, layers, options, refused, device, precision, time.perf_counter() - started, contended)
+
+
+def _claims(graph: Graph, layers: Mapping[str, Layer], name: str, methods: Mapping[str, AnyMethod],
+            ) -> tuple[dict[Segment, dict[str, AnyMethod]], list[Rejection]]:
+    claims: dict[Segment, dict[str, AnyMethod]] = {}
+    reasons = []
+    for method_name, method in methods.items():
+        try:
+            for segment in method.claim(graph, layers, name):
+                claims.setdefault(segment, {})[method_name] = method
+        except Unsupported as reason:
+            reasons.append(Rejection(method_name, str(reason)))
+    return claims, reasons
+
+
+def best_plan(tuning: Tuning) -> Plan:
+    """The cheapest cover by the measured times."""
+    return _plan(tuning, cover(tuning.program.graph, tuning.options))
+
+
+def dense_plans(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> list[Plan]:
+    """Covers by methods that skip nothing: the cheapest, and those that keep one layout throughout."""
+    dense = {name for name, method in methods.items() if method.exploits == "nothing"}
+    plans: list[Plan] = []
+    for order in (None, "nchw", "nhwc"):
+        options = {name: [option for option in found if option.method in dense and (
+                          order is None or option.candidate.outputs[0].order in (order, "any"))]
+                   for name, found in tuning.options.items()}
+        if all(options.values()):
+            plan = _plan(tuning, cover(tuning.program.graph, options))
+            if all(plan.steps != other.steps for other in plans):
+                plans.append(plan)
+    return plans
+
+
+def _plan(tuning: Tuning, choice: Choice) -> Plan:
+    program = tuning.program
+    shapes = tuple(program.graph.values[name].shape for name in program.graph.inputs)
+    return Plan(tuning.device, tuning.precision, shapes,
+                tuple(_step(tuning, option) for option in choice.options),
+                weights_hash(program.tensors), versions(), tune_seconds=tuning.seconds)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that may change what a plan means."""
+    return {"zeroskip": __version__, "source": source_hash(), "torch": torch.__version__,
+            "llvmlite": metadata.version("llvmlite")}
+
+
+def _step(tuning: Tuning, option: Option) -> Step:
+    name = option.segment.nodes[0]
+    layer = option.segment.layer
+    rivals = [other for other in tuning.options[name] if other.segment.nodes == option.segment.nodes]
+    fastest: dict[str, float] = {}
+    for other in rivals:
+        fastest[other.method] = min(fastest.get(other.method, other.time_us), other.time_us)
+    lost = tuple(Rejection(method, "slower" if time_us > option.time_us else "would need its tensors in another layout",
+                           time_us) for method, time_us in fastest.items() if method != option.method)
+    dense_us = fastest.get("dense")
+    shape = str(layer.shape) if layer.kind == "conv2d" else f"{layer.shape.c}->{layer.shape.k} linear n{layer.shape.n}"
+    return Step(option.segment.nodes, shape, layer.weights.density, option.method, to_json(option.candidate.config),
+                option.candidate.inputs, option.candidate.outputs, _why(layer, option, fastest), option.time_us, dense_us,
+                option.floor_us, option.pack_seconds, option.build_seconds, option.packed_bytes,
+                (*lost, *tuning.refused[name]))
+
+
+def _why(layer: Layer, option: Option, fastest: Mapping[str, float]) -> str:
+    zeros = "no zeros to skip" if layer.weights.density == 1 else f"{1 - layer.weights.density:.0%} zeros"
+    others = [time_us for method, time_us in fastest.items() if method != option.method]
+    if not others:
+        return f"the only method that can; {zeros}"
+    margin = min(others) / option.time_us
+    return f"measured {margin:.2f}x as fast as the next; {zeros}"
+
+
+def validate(plan: Plan, program: Program, methods: Mapping[str, AnyMethod]) -> None:
+    """Check that ``plan`` was made for ``program`` on this library.
+
+    Raises:
+        ValueError: other weights, other shapes, a method that is gone; the message says what to do.
+    """
+    found = weights_hash(program.tensors)
+    if found != plan.weights_hash:
+        raise ValueError(f"this plan was made for other weights (hash {plan.weights_hash}, the model has {found}): "
+                         "compile with replan=True to measure again")
+    shapes = tuple(program.graph.values[name].shape for name in program.graph.inputs)
+    if shapes != plan.input_shapes:
+        raise ValueError(f"this plan is for inputs of shape {plan.input_shapes}, the example has {shapes}: "
+                         "compile with replan=True to measure again")
+    missing = {step.method for step in plan.steps} - set(methods)
+    if missing:
+        raise ValueError(f"this plan uses methods that this zeroskip does not have: {sorted(missing)}; it has "
+                         f"{sorted(methods)}: compile with replan=True to measure again")
+

@@ -1,0 +1,1 @@
+"""Records -> tables, pictures and one HTML page."""

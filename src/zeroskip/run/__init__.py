@@ -1,0 +1,1 @@
+"""A plan made executable: static buffers, the engine, and its file."""

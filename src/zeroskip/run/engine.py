@@ -1,0 +1,100 @@
+"""The compiled model: an ``nn.Module`` that is called like the one it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zeroskip.core.jsonable import from_json
+from zeroskip.core.method import AnyMethod, Candidate, Run, layer_parameters
+from zeroskip.measure.bound import bind
+from zeroskip.model.program import Program
+from zeroskip.plan.plan import Plan
+from zeroskip.run.executor import Executor
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The engine for one set of input shapes."""
+
+    program: Program
+    plan: Plan
+
+
+class Engine(nn.Module):
+    """Same call, same shapes, same dtype, same values as the model it was compiled from, in evaluation mode.
+
+    Returned tensors are new and never overwritten.  Several threads may call it at once.
+    """
+
+    def __init__(self, variants: Sequence[Variant], methods: Mapping[str, AnyMethod]) -> None:
+        super().__init__()
+        self.variants = tuple(variants)
+        self._executors = {variant.plan.input_shapes: executor(variant, methods) for variant in variants}
+        graph = variants[0].program.graph
+        self._dtypes = [getattr(torch, graph.values[name].dtype) for name in graph.inputs]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first input shape."""
+        return self.variants[0].plan
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """One plan per input shape."""
+        return tuple(variant.plan for variant in self.variants)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run the model.
+
+        Raises:
+            ValueError: inputs of another number, shape, dtype or device than it was compiled for.
+        """
+        try:
+            shapes = tuple([tuple(x.shape) for x in inputs])
+        except AttributeError:
+            raise ValueError(f"inputs must be tensors, got {[type(x).__name__ for x in inputs]}") from None
+        run = self._executors.get(shapes)
+        if run is None:
+            known = "; ".join(", ".join("x".join(map(str, shape)) for shape in key) for key in self._executors)
+            raise ValueError(f"this engine was compiled for inputs of shape {known}, got "
+                             f"{', '.join('x'.join(map(str, shape)) for shape in shapes) or 'none'}: compile it with an "
+                             "example of that shape too, as in zeroskip.compile(model, [example1, example2])")
+        for x, dtype in zip(inputs, self._dtypes, strict=True):
+            if x.dtype != dtype or x.device.type != "cpu":
+                raise ValueError(f"this engine takes {dtype} on the cpu, got {x.dtype} on {x.device}: convert the input "
+                                 f"or compile with such an example")
+        return run(inputs)
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.zsk`` file: graph, plans and sparse weights, no code and no pickle.
+
+        Raises:
+            SaveError: the graph holds an operator or argument that a file cannot carry; it is named.
+        """
+        from zeroskip.run.file import save
+
+        save(self.variants, Path(path))
+
+    def extra_repr(self) -> str:
+        return "\n".join(self.plan.summary())
+
+
+def executor(variant: Variant, methods: Mapping[str, AnyMethod]) -> Executor:
+    """Pack, build and bind every step of a plan."""
+    program, plan = variant.program, variant.plan
+    layers = program.layers(plan.precision)
+    runs: dict[str, Run] = {}
+    for step in plan.steps:
+        method = methods[step.method]
+        segment = next(segment for segment in method.claim(program.graph, layers, step.nodes[0])
+                       if segment.nodes == step.nodes)
+        candidate = Candidate(from_json(method.config_type, step.config), step.inputs, step.outputs)
+        parameters = layer_parameters(program.graph, segment, program.tensors)
+        runs[step.name] = bind(method, segment, parameters, candidate, plan.device).run
+    return Executor(program, plan, runs)

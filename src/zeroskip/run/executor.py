@@ -1,0 +1,248 @@
+"""One plan as a list of calls on numbered slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroskip.core.graph import Node, Ref, refs
+from zeroskip.core.layout import Layout, conform
+from zeroskip.core.method import Run
+from zeroskip.model.program import Program
+from zeroskip.plan.plan import Plan, Step
+from zeroskip.run.storage import Buffer, BufferSet, operator, plan_storage, step_inputs
+
+Slots = list[Any]
+Call = Callable[[Slots], None]
+
+
+class Executor:
+    """Runs ``program`` as ``plan`` says.  Safe to call from several threads at once.
+
+    Args:
+        runs: by step name, the bound segment.
+    """
+
+    def __init__(self, program: Program, plan: Plan, runs: Mapping[str, Run]) -> None:
+        self._graph = graph = program.graph
+        self._runs = runs
+        self._steps = {node: step for step in plan.steps for node in step.nodes}
+        order = self._order()
+        static = {step.nodes[-1] for step in plan.steps if not runs[step.name].allocates}
+        self._storage = plan_storage(graph, order, self._steps, static)
+        self._copies: dict[str, Buffer] = {}
+        self._slot: dict[str, int] = {}
+        for name in (*graph.inputs, *graph.parameters, *(node.name for node in graph.nodes)):
+            self._slot[name] = len(self._slot)
+        self._workspace_slot = self._number("workspace")
+        self._calls = [(self._call(names, position), names[-1]) for position, names in enumerate(order)
+                       if names[-1] not in self._storage.joined]
+        self._releases = self._last_uses(order)
+        self._parameters = [(self._slot[name], program.tensors[name]) for name in graph.parameters]
+        self._workspace_bytes = max((run.workspace_bytes for run in runs.values()), default=0)
+        self._input_slots = [self._slot[name] for name in graph.inputs]
+        self._pool: list[tuple[BufferSet, Slots]] = []
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Any:
+        """The model's outputs for ``inputs``, whose shapes and dtypes the caller has checked."""
+        try:
+            memory, template = self._pool.pop()
+        except IndexError:
+            memory, template = self._memory()
+        try:
+            slots = list(template)
+            for slot, tensor in zip(self._input_slots, inputs, strict=True):
+                slots[slot] = tensor
+            with torch.no_grad():
+                for (call, _), gone in zip(self._calls, self._releases, strict=True):
+                    call(slots)
+                    for slot in gone:
+                        slots[slot] = None
+                return self._collect(self._graph.outputs, slots, memory)
+        finally:
+            self._pool.append((memory, template))
+
+    def timed(self, inputs: Sequence[Tensor], clock: Callable[[], int]) -> dict[str, int]:
+        """One run with the time of every call, by the name of its last node, in the clock's unit."""
+        memory, template = self._memory()
+        slots, times = list(template), dict[str, int]()
+        for slot, tensor in zip(self._input_slots, inputs, strict=True):
+            slots[slot] = tensor
+        with torch.no_grad():
+            for call, name in self._calls:
+                start = clock()
+                call(slots)
+                times[name] = clock() - start
+        return times
+
+    # -- construction -----------------------------------------------------------------------------
+    def _number(self, name: str) -> int:
+        return self._slot.setdefault(name, len(self._slot))
+
+    def _order(self) -> list[tuple[str, ...]]:
+        """Nodes run together by each call: a step runs where its last node stands."""
+        order: list[tuple[str, ...]] = []
+        for node in self._graph.nodes:
+            step = self._steps.get(node.name)
+            if step is None:
+                order.append((node.name,))
+            elif node.name == step.nodes[-1]:
+                order.append(step.nodes)
+        return order
+
+    def _memory(self) -> tuple[BufferSet, Slots]:
+        memory = BufferSet(self._storage, self._copies, self._workspace_bytes)
+        slots: Slots = [None] * len(self._slot)
+        slots[self._workspace_slot] = memory.workspace
+        for slot, tensor in self._parameters:
+            slots[slot] = tensor
+        for name, tensor in memory.tensors.items():
+            slots[self._slot[name]] = tensor
+        for name, (parent, first) in self._storage.slices.items():
+            if parent in memory.tensors:
+                slots[self._slot[name]] = memory.tensors[parent].narrow(1, first, self._graph.values[name].shape[1])
+        return memory, slots
+
+    def _call(self, names: tuple[str, ...], position: int) -> Call:
+        step = self._steps.get(names[-1])
+        if step is None:
+            return self._torch_call(self._graph.node(names[0]))
+        return self._method_call(step, position)
+
+    def _torch_call(self, node: Node) -> Call:
+        slot = self._slot[node.name]
+        if node.op == "getitem":
+            source, index = self._slot[node.args[0].ref], node.args[1]
+
+            def pick(slots: Slots) -> None:
+                slots[slot] = slots[source][index]
+
+            return pick
+        function, fill = operator(node.op), self._filler
+        arguments = [fill(argument) for argument in node.args]
+        named = {key: fill(value) for key, value in node.kwargs.items()}
+
+        def call(slots: Slots) -> None:
+            slots[slot] = function(*[argument(slots) for argument in arguments],
+                                   **{key: value(slots) for key, value in named.items()})
+
+        return call
+
+    def _filler(self, nest: Any) -> Callable[[Slots], Any]:
+        """A function from slots to this argument's value."""
+        if isinstance(nest, Ref):
+            return lambda slots, slot=self._slot[nest.ref]: slots[slot]  # type: ignore[misc]
+        if isinstance(nest, (list, tuple)) and refs(nest):
+            parts = [self._filler(item) for item in nest]
+            return lambda slots: [part(slots) for part in parts]
+        return lambda slots: nest
+
+    def _method_call(self, step: Step, position: int) -> Call:
+        run, output = self._runs[step.name], step.nodes[-1]
+        y, scratch = self._slot[output], self._workspace_slot
+        prepare: list[Call] = []
+        sources = [self._conversion(name, want, position, prepare)
+                   for name, want in zip(step_inputs(self._graph, step), step.inputs, strict=True)]
+        fresh = self._fresh(output) if not run.allocates else None
+        residual = len(step.nodes) == 1 and len(sources) == 2
+        main = sources[:1] if residual else sources
+        extra = sources[1] if residual else None
+
+        def call(slots: Slots) -> None:
+            for convert in prepare:
+                convert(slots)
+            if fresh is not None:
+                fresh(slots)
+            slots[y] = run([slots[slot] for slot in main], (slots[y],), slots[scratch],
+                           None if extra is None else slots[extra])[0]
+
+        return call
+
+    def _fresh(self, name: str) -> Call | None:
+        """Allocates the output that the caller will keep, if ``name`` is in one."""
+        home = self._storage.home(name)
+        if home not in self._storage.fresh:
+            return None
+        value, parent, own = self._graph.values[home], self._slot[home], self._slot[name]
+        dtype = getattr(torch, value.dtype)
+        parts = [part for part, (whole, _) in self._storage.slices.items() if whole == home]
+        first = self._storage.slices[name][1] if parts else 0
+        width = self._graph.values[name].shape[1] if parts else 0
+
+        def make(slots: Slots) -> None:
+            if slots[parent] is None:
+                slots[parent] = torch.empty(value.shape, dtype=dtype)
+            if parts:
+                slots[own] = slots[parent].narrow(1, first, width)
+
+        return make
+
+    def _conversion(self, name: str, want: Layout, position: int, prepare: list[Call]) -> int:
+        """The slot to read ``name`` from in layout ``want``; adds a conversion where one may be needed."""
+        source = self._slot[name]
+        have = self._storage.halo.get(name, (0, 0))
+        known = name in self._storage.halo
+        if want.order == "any" or (known and want.order == "nchw" and _fits(have, want)):
+            return source
+        if want.order == "nchw" and want.halo and want.halo != (0, 0):
+            key = f"{name} with halo {want.halo}"
+            value = self._graph.values[name]
+            if key in self._copies:
+                self._copies[key].end = position
+                return self._slot[key]
+            self._copies[key] = Buffer(value.shape, value.dtype, want.halo, position, position)
+            target = self._number(key)
+
+            def pad(slots: Slots) -> None:
+                slots[target].copy_(slots[source])
+
+            prepare.append(pad)
+            return target
+        target = self._number(f"{name} as {want.order} {want.halo}")
+
+        def convert(slots: Slots) -> None:
+            slots[target] = conform(slots[source], have, want)
+
+        prepare.append(convert)
+        return target
+
+    def _last_uses(self, order: list[tuple[str, ...]]) -> list[tuple[int, ...]]:
+        """For each call, the slots of tensors that torch allocated and nobody reads afterwards."""
+        permanent = {*self._graph.inputs, *self._graph.parameters, *self._graph.output_names}
+        last: dict[str, int] = {}
+        position = -1
+        for names in order:
+            if names[-1] in self._storage.joined:
+                continue
+            position += 1
+            for name in names:
+                last[name] = position
+                last.update(dict.fromkeys(self._graph.node(name).inputs, position))
+        static = set(self._storage.buffers) | set(self._storage.slices)
+        releases: list[list[int]] = [[] for _ in self._calls]
+        for name, position in last.items():
+            if name not in permanent and name not in static:
+                releases[position].append(self._slot[name])
+        return [tuple(slots) for slots in releases]
+
+    def _collect(self, nest: Any, slots: Slots, memory: BufferSet) -> Any:
+        if isinstance(nest, Ref):
+            tensor: Tensor = slots[self._slot[nest.ref]]
+            return tensor.clone() if tensor.untyped_storage().data_ptr() in memory.storages else tensor
+        if isinstance(nest, (list, tuple)):
+            return type(nest)(self._collect(item, slots, memory) for item in nest)
+        if isinstance(nest, dict):
+            return {key: self._collect(item, slots, memory) for key, item in nest.items()}
+        return nest
+
+
+def _fits(have: tuple[int, int], want: Layout) -> bool:
+    if want.halo is None:
+        return True
+    if want.halo == (0, 0):
+        return have == (0, 0)
+    return have[0] >= want.halo[0] and have[1] >= want.halo[1]
+
