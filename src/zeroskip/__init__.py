@@ -13,5 +13,6 @@ from zeroskip.plan.plan import Plan
 from zeroskip.pruning import prune
 from zeroskip.run.compile import compile
 from zeroskip.run.engine import Engine
+from zeroskip.run.file import load
 
-__all__ = ["Engine", "Plan", "__version__", "compile", "prune"]
+__all__ = ["Engine", "Plan", "__version__", "compile", "load", "prune"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,9 @@ def read(path: Path | str) -> RecordFile:
         if record.environment not in environments:
             raise FileFormatError(f"{where}: the record was taken in environment {record.environment!r}, but the lines before "
                                   f"hold {sorted(environments)}: put its environment line back, or remove the record")
+        if record.times is not None and not all(0 < sample < math.inf for sample in record.times.samples_us or (0.0,)):
+            raise FileFormatError(f"{where}: times must be positive numbers, at least one, got {record.times.samples_us[:5]}: "
+                                  "remove the record and measure it again")
         records.append(record)
     return RecordFile(environments, tuple(records))
 

@@ -30,12 +30,18 @@ class Comparison:
         return describe(self.case)
 
     @property
+    def times(self) -> dict[str, Times]:
+        """Of the methods that computed the right values, dense ones first."""
+        return {method: record.times for method in ordered(self.records)
+                if (record := self.records[method]).status == "OK" and record.times is not None}
+
+    @property
     def best_dense(self) -> Record | None:
-        return _fastest(record for method, record in self.records.items() if method in BASELINES)
+        return self._fastest(method for method in self.times if method in BASELINES)
 
     @property
     def best_sparse(self) -> Record | None:
-        return _fastest(record for method, record in self.records.items() if method not in BASELINES)
+        return self._fastest(method for method in self.times if method not in BASELINES)
 
     def speedup(self, record: Record) -> float | None:
         """How many times faster than the best dense; None where that cannot be said, for which see ``verdict``."""
@@ -50,8 +56,13 @@ class Comparison:
             return record.status
         speedup = self.speedup(record)
         if speedup is not None:
-            return f"{speedup:.2f}x"
+            return f"{speedup:.2f}×"
         return "-" if self.best_dense is None else CONTENDED
+
+    def _fastest(self, methods: Iterable[str]) -> Record | None:
+        times = self.times
+        best = min(methods, key=lambda method: times[method].median_us, default=None)
+        return None if best is None else self.records[best]
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def describe(case: Mapping[str, Any]) -> str:
     """A case in words: ``1x1 128->128 @56x56, 90% zeros, batch 1, 1 thread``."""
     parts = [str(case.get("name", "unnamed"))]
     for key, value in case.items():
-        if key == "density":
+        if key == "density" and isinstance(value, int | float):
             parts.append(f"{(1 - value) * 100:.4g}% zeros")
         elif key == "threads":
             parts.append(f"{value} thread{'s' * (value != 1)}")
@@ -120,11 +131,6 @@ def quartiles_us(times: Times) -> tuple[float, float]:
     ordered_us = sorted(times.samples_us)
     quarter = len(ordered_us) // 4
     return ordered_us[quarter], ordered_us[-1 - quarter]
-
-
-def _fastest(records: Iterable[Record]) -> Record | None:
-    timed = [(record.times.median_us, record) for record in records if record.status == "OK" and record.times is not None]
-    return min(timed, key=lambda pair: pair[0])[1] if timed else None
 
 
 def _cell(record: Record | None) -> str:

@@ -1,0 +1,182 @@
+"""The parts of the page, each a function from records to HTML."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from zeroskip.core.jsonable import to_json
+from zeroskip.plan.plan import Confirmation, Plan, Rejection, Step
+from zeroskip.report import charts
+from zeroskip.report.html import VOID, Html, empty, join, tag
+from zeroskip.report.records import RecordFile
+from zeroskip.report.strip import strip
+from zeroskip.report.tables import compare, milliseconds, ordered, table
+
+Colours = Mapping[str, str]
+
+
+def section(title: str, lead: str, *content: str) -> Html:
+    """A heading, a sentence on how to read what follows, and that."""
+    return tag("section", tag("h2", title), tag("p", lead, class_="lead"), *content)
+
+
+def headline(plan: Plan) -> Html:
+    """The whole model against torch, and the machine."""
+    return tag("section", _verdict(plan), _facts(_machine(plan)), *(tag("p", note, class_="note") for note in plan.notes),
+               class_="headline")
+
+
+def _verdict(plan: Plan) -> Html:
+    found = plan.confirmation
+    if found is None:
+        return tag("div", tag("p", "Not confirmed", class_="ratio words"),
+                   tag("p", "This plan holds no measurement of the whole model, so it claims no speed-up.", class_="lead"))
+    if found.contended:
+        return tag("div", tag("p", "No ratio", class_="ratio words"),
+                   tag("p", "The machine was busy with other work while the whole model was measured. The times below are "
+                       "not to be compared; measure again on a quiet machine.", class_="lead"), _totals(found))
+    zeros, rest = found.dense_engine_us / found.engine_us, found.torch_us / found.dense_engine_us
+    return tag("div", tag("p", f"{found.speedup:.2f}×", class_="ratio"),
+               tag("p", "the speed of torch: ", tag("strong", f"{zeros:.2f}×"), " from skipping zeros, ",
+                   tag("strong", f"{rest:.2f}×"), " from fusion and the rewritten graph.", class_="lead"), _totals(found))
+
+
+def _totals(found: Confirmation) -> Html:
+    rows = (("torch", found.torch_us, "torch"), ("zeroskip, dense kernels only", found.dense_engine_us, "dense"),
+            ("zeroskip", found.engine_us, "zeroskip"))
+    longest = max(time for _, time, _ in rows)
+    return tag("div", *(tag("div", tag("span", name), tag("span", f"{milliseconds(time)} ms", class_="number"),
+                            tag("i", style=f"width:{100 * time / longest:.2f}%"), class_=f"total {kind}")
+                        for name, time, kind in rows), class_="totals")
+
+
+def _machine(plan: Plan) -> dict[str, str]:
+    device = plan.device
+    facts = {"machine": device.name, "threads": str(device.threads), "vectors": f"{device.vector_floats} floats",
+             "caches": f"L1 {device.l1_bytes // 1024} KiB, L2 {device.l2_bytes // 1024} KiB", "precision": plan.precision,
+             "inputs": ", ".join(" × ".join(map(str, shape)) for shape in plan.input_shapes)}
+    if device.peak_tflops and device.bandwidth_gbps:
+        facts["peaks"] = f"{device.peak_tflops * 1e3:.0f} GFLOP/s, {device.bandwidth_gbps:.1f} GB/s"
+    facts["planned in"] = f"{plan.tune_seconds:.1f} s"
+    if plan.confirmation:
+        facts["whole model"] = f"medians of {plan.confirmation.rounds} interleaved rounds"
+    return facts | {"versions": ", ".join(f"{name} {version}" for name, version in plan.versions.items())}
+
+
+def _facts(facts: Mapping[str, str]) -> Html:
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items() if value), class_="card")
+
+
+def pictures(images: Sequence[tuple[str, bytes]]) -> Html:
+    """PNG images side by side with their captions."""
+    shown = (tag("figure", empty("img", src=f"data:image/png;base64,{base64.b64encode(png).decode()}", alt=caption),
+                 tag("figcaption", caption)) for caption, png in images)
+    return tag("section", tag("div", *shown, class_="pictures"))
+
+
+def layers(plan: Plan, colours: Colours) -> Html:
+    """Per-layer bars with a legend."""
+    return section("Layers", "Time of every step with the method that was chosen for it, above the same step run dense. "
+                   "Point at a bar for its configuration.", legend([step.method for step in plan.steps] + ["dense"], colours),
+                   chart(charts.layer_bars(plan, colours)))
+
+
+def plan_table(plan: Plan) -> Html:
+    """Every step, and why not the other methods."""
+    head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why", "not chosen")
+    rows = [(tag("th", step.name, scope="row"), tag("td", step.layer, class_="nowrap"), _number(f"{1 - step.density:.0%}"),
+             tag("td", step.method), _number(_ms(step.time_us)), _number(_ms(step.dense_us)), _number(_speedup(step)),
+             tag("td", step.why, class_="wide"), tag("td", *map(_rejection, step.rejected), class_="wide"))
+            for step in plan.steps]
+    return section("Plan", "What runs each step, and what every other method lost by or was refused for.",
+                   _html_table(head, rows, numbers=range(2, 7), left=(3,)))
+
+
+def _rejection(item: Rejection) -> Html:
+    lost = "" if item.time_us is None else f"{milliseconds(item.time_us)} ms"
+    reason = item.reason if item.reason != item.method else ""
+    return tag("div", tag("b", item.method), f" {', '.join(part for part in (lost, reason) if part)}")
+
+
+def _ms(time_us: float | None) -> str:
+    return "–" if time_us is None else milliseconds(time_us)
+
+
+def _speedup(step: Step) -> str:
+    return f"{step.dense_us / step.time_us:.2f}×" if step.dense_us and step.time_us else "–"
+
+
+def graph(plan: Plan, colours: Colours) -> Html:
+    """The strip of steps."""
+    return section("Steps in order", "The network from its first step to its last, each as wide as its time; below, at the "
+                   "same scale, with dense kernels. What no step covers runs in torch and is not drawn.",
+                   legend([step.method for step in plan.steps] + ["dense"], colours), strip(plan, colours))
+
+
+def roofline(plan: Plan, colours: Colours) -> Html:
+    """Nothing where the plan does not say how much work its steps are."""
+    works = charts.works(plan)
+    if not works:
+        return VOID
+    peaks = plan.device.peak_tflops * 1e3, plan.device.bandwidth_gbps
+    wrong = charts.above_roof(works, *peaks)
+    known = "under the roof that this machine's measured peaks make" if all(peaks) else "the machine's peaks were not measured"
+    content = [legend([work.method for work in works], colours), chart(charts.roofline(works, *peaks, colours))]
+    if wrong:
+        names = ", ".join(work.name for work in wrong)
+        content.insert(0, tag("p", f"Error: above the roof, so a time, a count or a peak is wrong: {names}.", class_="error"))
+    return section("Roofline", f"Arithmetic on nonzero weights only, {known}.", *content)
+
+
+def measurements(file: RecordFile, colours: Colours) -> Html:
+    """The records as a table and as bars, with the machines they were taken on."""
+    comparisons = compare(file.records)
+    drawn = [(comparison, figure) for comparison in comparisons if (figure := charts.case_bars(comparison, colours))]
+    figures = (tag("figure", tag("figcaption", comparison.label), chart(figure)) for comparison, figure in drawn)
+    cells = table(file.records)
+    rows = [(tag("th", row[0], scope="row"), *(_number(cell) for cell in row[1:])) for row in cells.rows]
+    return section("Measurements", "Medians, ± half the interquartile range. The speed-up is over the fastest method that "
+                   "skips no zero on the same case.", legend(ordered(record.method for record in file.records), colours),
+                   tag("div", *figures, class_="cases"), _html_table(cells.head, rows, numbers=cells.numbers),
+                   *(_facts(_flat(facts)) for facts in file.environments.values()))
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {key: ", ".join(f"{name} {item}" for name, item in value.items()) if isinstance(value, dict) else str(value)
+            for key, value in facts.items()}
+
+
+def raw(plan: Plan | None, file: RecordFile | None) -> Html:
+    """Everything the page was made from, folded away."""
+    parts = [("Plan as JSON", to_json(plan))] if plan else []
+    parts += [("Records as JSON", {"environments": file.environments, "records": to_json(file.records)})] if file else []
+    return tag("section", *(tag("details", tag("summary", title), tag("pre", json.dumps(data, indent=1, ensure_ascii=False)))
+                            for title, data in parts))
+
+
+def legend(methods: Iterable[str], colours: Colours) -> Html:
+    """A patch of colour and a name for each method."""
+    return tag("ul", *(tag("li", tag("i", style=f"background:{colours[method]}"), method) for method in ordered(methods)),
+               class_="legend")
+
+
+def chart(figure: charts.Chart) -> Html:
+    """A place that page.js draws ``figure`` in."""
+    # "<" would let a name end the script element early.
+    data = Html(json.dumps(figure, allow_nan=False, ensure_ascii=False).replace("<", "\\u003c"))
+    height = f"height:{figure['layout']['height']}px"
+    return tag("div", tag("script", data, type="application/json"), class_="chart", style=height)
+
+
+def _number(text: str) -> Html:
+    return tag("td", text, class_="number")
+
+
+def _html_table(head: Sequence[str], rows: Iterable[Iterable[Html]], numbers: Iterable[int], left: Iterable[int] = ()) -> Html:
+    right = set(numbers) - set(left)
+    heads = (tag("th", name, scope="col", class_="number" if column in right else "text") for column, name in enumerate(head))
+    body = tag("tbody", *(tag("tr", *row) for row in rows))
+    return tag("div", tag("table", tag("thead", tag("tr", *heads)), body), class_="scroll")

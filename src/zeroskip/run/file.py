@@ -1,0 +1,195 @@
+"""The ``.zsk`` file: one safetensors file whose metadata holds graph and plans as JSON.
+
+Weights are stored once, those with zeros as a bitmask and their nonzeros (``<name>:mask``, ``<name>:values``), and are
+packed for the methods at load.  There is no code and no pickle in the file; whatever is wrong with it is found before
+any kernel sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from zeroskip.core.errors import FileFormatError, SaveError
+from zeroskip.core.graph import CONV, LINEAR, Graph, Ref, graph_from_json, graph_to_json, refs
+from zeroskip.core.jsonable import from_json, to_json
+from zeroskip.methods import registry
+from zeroskip.model.program import Program
+from zeroskip.pack.bitmask import Bitmask
+from zeroskip.plan.plan import Plan
+from zeroskip.plan.planner import validate
+from zeroskip.run.engine import Engine, Variant
+from zeroskip.run.storage import operator
+
+FORMAT = 1
+SPARSE_BELOW = 0.9
+"""Density under which a tensor is stored by its nonzeros."""
+
+OPERATORS = frozenset(
+    f"aten.{name}" for name in """
+    _adaptive_avg_pool2d.default _log_softmax.default _native_batch_norm_legit_no_training.default _softmax.default
+    _to_copy.default abs.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default add.Scalar add.Tensor addmm.default
+    amax.default amin.default argmax.default avg_pool1d.default avg_pool2d.default bmm.default cat.default chunk.default
+    clamp.default clamp_max.default clamp_min.default clone.default constant_pad_nd.default contiguous.default
+    conv1d.default conv2d.default conv2d.padding conv_transpose2d.input div.Scalar div.Tensor elu.default exp.default
+    expand.default flatten.using_ints gelu.default group_norm.default hardsigmoid.default hardswish.default
+    hardtanh.default instance_norm.default layer_norm.default leaky_relu.default linear.default log_softmax.int
+    matmul.default max_pool1d.default max_pool2d.default maximum.default mean.default mean.dim minimum.default mish.default
+    mm.default mul.Scalar mul.Tensor native_group_norm.default native_layer_norm.default neg.default pad.default
+    permute.default pixel_shuffle.default pixel_unshuffle.default pow.Tensor_Scalar prelu.default relu.default
+    relu6.default reshape.default rsqrt.default rsub.Scalar select.int sigmoid.default silu.default slice.Tensor
+    softmax.int softplus.default split.Tensor split_with_sizes.default sqrt.default squeeze.default squeeze.dim
+    squeeze.dims stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList t.default tanh.default topk.default
+    transpose.int unsqueeze.default upsample_bilinear2d.default upsample_bilinear2d.vec upsample_nearest2d.default
+    upsample_nearest2d.vec view.default where.self""".split()) | {CONV, LINEAR, "getitem"}
+"""What a file may call: functions of tensors without side effects."""
+
+
+def save(variants: Sequence[Variant], path: Path) -> None:
+    """Write ``variants``, which share their weights, to ``path``; see ``Engine.save``."""
+    documents, tensors = [], dict[str, Tensor]()
+    for variant in variants:
+        graph = variant.program.graph
+        for node in graph.nodes:
+            if node.op not in OPERATORS:
+                raise SaveError(f"node {node.name} runs {node.op}, which a .zsk file may not call: the engine works in "
+                                "this process, but it cannot be saved")
+        try:
+            documents.append({"graph": graph_to_json(graph), "plan": to_json(variant.plan)})
+        except TypeError as error:
+            raise SaveError(f"an argument of the graph cannot be written as JSON: {error}") from error
+        tensors |= variant.program.tensors
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and int((tensor != 0).sum()) < SPARSE_BELOW * tensor.numel():
+            sparse = Bitmask.of(tensor)
+            stored[f"{name}:mask"], stored[f"{name}:values"] = sparse.mask, sparse.values
+        else:
+            stored[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    document = json.dumps({"format": FORMAT, "variants": documents}, allow_nan=False)
+    safetensors.torch.save_file(stored, path, metadata={"zeroskip": document})
+
+
+def load(path: str | Path) -> Engine:
+    """Open a file that ``engine.save`` wrote.  Needs neither the model's code nor ``torch.export``.
+
+    Raises:
+        FileFormatError: the file is damaged, is something else, or is of a newer format.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; expected one written by engine.save(...)")
+    try:
+        variants = _read(path)
+    except FileFormatError:
+        raise
+    except Exception as error:  # noqa: BLE001 -- whatever a damaged file provokes is one thing to the caller
+        raise FileFormatError(f"{path} is no valid .zsk file: {type(error).__name__}: {error}") from error
+    return Engine(variants, registry())
+
+
+def _read(path: Path) -> list[Variant]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("zeroskip")
+        if text is None:
+            raise FileFormatError(f"{path} is a safetensors file without zeroskip's metadata; expected one written by "
+                                  "engine.save(...)")
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
+    document = json.loads(text)
+    if document["format"] != FORMAT:
+        raise FileFormatError(f"{path} has format {document['format']!r}, this zeroskip reads {FORMAT}: update zeroskip")
+    variants: list[Variant] = []
+    methods = registry()
+    for item in document["variants"]:
+        graph = graph_from_json(item["graph"])
+        _check_names(graph)
+        program = Program(graph, {name: _tensor(stored, name, graph) for name in graph.parameters})
+        _check_shapes(program)
+        plan = from_json(Plan, item["plan"])
+        validate(plan, program, methods)
+        variants.append(Variant(program, plan))
+    if not variants:
+        raise FileFormatError(f"{path} holds no plan")
+    return variants
+
+
+def _tensor(stored: dict[str, Tensor], name: str, graph: Graph) -> Tensor:
+    value = graph.parameters[name]
+    if name in stored:
+        tensor = stored[name]
+    else:
+        tensor = Bitmask(stored[f"{name}:mask"], stored[f"{name}:values"]).dense(value.shape)
+    if tuple(tensor.shape) != value.shape or str(tensor.dtype) != f"torch.{value.dtype}":
+        raise FileFormatError(f"tensor {name} is {tuple(tensor.shape)} {tensor.dtype}, the graph expects {value}")
+    return tensor
+
+
+def _check_names(graph: Graph) -> None:
+    """Every operator allowed, every value made before it is read, nothing made twice."""
+    known = {*graph.inputs, *graph.parameters}
+    for node in graph.nodes:
+        if node.op not in OPERATORS:
+            raise FileFormatError(f"node {node.name} calls {node.op!r}, which is not allowed in a file")
+        unknown = [name for name in node.inputs if name not in known]
+        if unknown or node.name in known:
+            raise FileFormatError(f"node {node.name} reads {unknown} before they exist, or exists twice")
+        if (node.conv is not None) != (node.op in (CONV, LINEAR)):
+            raise FileFormatError(f"node {node.name} ({node.op}) must have convolution attributes if it is a layer, and "
+                                  "only then")
+        known.add(node.name)
+    if not graph.output_names or not set(graph.output_names) <= known or not set(graph.inputs) <= set(graph.values):
+        raise FileFormatError("the graph's inputs or outputs name values that do not exist")
+
+
+def _check_shapes(program: Program) -> None:
+    """Run the graph without data and compare every shape with the one that is written down."""
+    graph = program.graph
+    known: dict[str, Any] = {name: torch.empty_like(tensor, device="meta") for name, tensor in program.tensors.items()}
+    for name in graph.inputs:
+        value = graph.values[name]
+        if min(value.shape, default=1) < 0 or math.prod(value.shape) > 2**31 - 1:
+            raise FileFormatError(f"input {name} has an impossible shape {value.shape}")
+        known[name] = torch.empty(value.shape, dtype=getattr(torch, value.dtype), device="meta")
+    for node in graph.nodes:
+        if node.op in (CONV, LINEAR):
+            x, weight, bias, residual = (argument if argument is None else known[argument.ref] for argument in node.args)
+            shape = graph.shape(node)
+            if tuple(weight.shape) not in (shape.weight_shape, shape.weight_shape[:2]):
+                raise FileFormatError(f"the weight of {node.name} is {tuple(weight.shape)}, its shape says {shape}")
+            out = (*x.shape[:-1], shape.k) if node.op == LINEAR else shape.output_shape
+            if (bias is not None and bias.shape != (shape.k,)) or (residual is not None and residual.shape != out):
+                raise FileFormatError(f"bias or residual of {node.name} does not fit {shape}")
+            assert node.conv is not None
+            if (residual is None) != (node.conv.residual == "none"):
+                raise FileFormatError(f"{node.name} has a residual and does not say where, or the other way round")
+            known[node.name] = torch.empty(out, dtype=x.dtype, device="meta")
+        elif node.op == "getitem":
+            known[node.name] = known[node.args[0].ref][node.args[1]]
+        else:
+            known[node.name] = operator(node.op)(*_filled(node.args, known), **_filled(node.kwargs, known))
+        found, value = known[node.name], graph.values.get(node.name)
+        if isinstance(found, Tensor) and (value is None or tuple(found.shape) != value.shape
+                                          or str(found.dtype) != f"torch.{value.dtype}"):
+            raise FileFormatError(f"{node.name} computes {tuple(found.shape)} {found.dtype}, the file says {value}")
+    for ref in refs(graph.outputs):
+        if not isinstance(known[ref.ref], Tensor):
+            raise FileFormatError(f"output {ref.ref} is no tensor")
+
+
+def _filled(nest: Any, known: dict[str, Any]) -> Any:
+    if isinstance(nest, Ref):
+        return known[nest.ref]
+    if isinstance(nest, dict):
+        return {key: _filled(item, known) for key, item in nest.items()}
+    if isinstance(nest, (list, tuple)):
+        return type(nest)(_filled(item, known) for item in nest)
+    return nest
