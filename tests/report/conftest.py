@@ -15,15 +15,17 @@ HOSTILE = '</script><b>"a&b|%{x}$'
 
 def step(name: str, layer: str, density: float, method: str, time_us: float, dense_us: float) -> Step:
     other = Rejection("dense", "", dense_us) if method != "dense" else Rejection("escort", "", 1.31 * dense_us)
-    return Step((name,), layer, density, method, {"tile_k": 8, "flat": False} if method == "escort" else {}, (Layout(),),
-                (Layout(),), "measured: fastest of 5 candidates", time_us, dense_us, 0.4 * time_us,
+    config = {"tile_k": 8, "flat": False} if method == "escort" else {}
+    return Step((name,), layer, density, method, config, (Layout(),), (Layout(),), "measured: fastest of 5 candidates",
+                time_us, dense_us, 0.4 * time_us,
                 rejected=(other, Rejection("two_four", f"{1 - density:.0%} zeros, but not two of every four")))
 
 
 @pytest.fixture
 def plan() -> Plan:
     steps = [step("conv1", "3->64 7x7/2 @224x224 n1", 1.0, "dense", 2412.0, 2412.0)]
-    for stage, (channels, size, dense) in enumerate([(64, 56, 1321.0), (128, 28, 1170.0), (256, 14, 1105.0), (512, 7, 1290.0)], 1):
+    stages = [(64, 56, 1321.0), (128, 28, 1170.0), (256, 14, 1105.0), (512, 7, 1290.0)]
+    for stage, (channels, size, dense) in enumerate(stages, 1):
         for block in range(2):
             for conv in (1, 2):
                 name = f"layer{stage}.{block}.conv{conv}" if (stage, block, conv) != (2, 1, 1) else HOSTILE
@@ -58,5 +60,6 @@ def records() -> RecordFile:
     model = {"kind": "model", "name": "resnet18", "density": 0.1, "batch": 1, "threads": 1}
     found += [record(model, method, median, contended=True)
               for method, median in (("torch", 25102.0), ("torch_channels_last", 24870.0), ("zeroskip", 9411.0))]
-    environment = {"id": "e1", "device": "AMD EPYC 7B13 (2 cores)", "threads": 1, "libraries": {"torch": "2.13.0", "numpy": "2.4.6"}}
+    environment = {"id": "e1", "device": "AMD EPYC 7B13 (2 cores)", "threads": 1,
+                   "libraries": {"torch": "2.13.0", "numpy": "2.4.6"}}
     return RecordFile({"e1": environment}, tuple(found))

@@ -133,6 +133,13 @@ def refs(nest: Any) -> list[Ref]:
     return []
 
 
+def pair(value: Any) -> tuple[int, int]:
+    """A torch operator's size argument for two dimensions: one number, or one or two in a list."""
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
 def substitute(nest: Any, replace: dict[str, Any]) -> Any:
     """``nest`` with each ``Ref`` whose name is a key of ``replace`` exchanged for that value."""
     if isinstance(nest, Ref):

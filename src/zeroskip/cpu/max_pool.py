@@ -158,16 +158,14 @@ def _code(pool: MaxPool) -> jit.Loaded:
     return jit.load(jit.assemble(write_kernel(pool)), SYMBOL)
 
 
-def bind(h: int, w: int, window: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool,
-         threads: int) -> Callable[[Tensor], Tensor]:
-    """``max_pool2d`` for float32 images ``[n, c, h, w]`` with these parameters."""
-    pool = MaxPool(h, w, window, stride, padding, ceil_mode)
+def bind(pool: MaxPool, threads: int) -> Callable[[Tensor], Tensor]:
+    """``max_pool2d`` of float32 images ``[n, c, pool.h, pool.w]`` on that many threads."""
     code = _code(pool)
     call = entry(code.address)
 
     def run(x: Tensor) -> Tensor:
         if x.dtype != torch.float32 or x.stride(3) != 1 or x.numel() == 0:
-            return functional.max_pool2d(x, window, stride, padding, ceil_mode=ceil_mode)
+            return functional.max_pool2d(x, pool.window, pool.stride, pool.padding, ceil_mode=pool.ceil_mode)
         n, c = x.shape[:2]
         y = torch.empty((n, c, pool.p, pool.q))
         lines = torch.empty((threads, pool.line_floats))

@@ -24,11 +24,10 @@ class Csr:
     @staticmethod
     def of(weight: Tensor) -> Csr:
         flat = weight.detach().reshape(weight.shape[0], -1)
-        mask = flat != 0
-        rows, columns = mask.nonzero(as_tuple=True)
+        where = flat.reshape(-1).nonzero(as_tuple=True)[0]
         offsets = torch.zeros(flat.shape[0] + 1, dtype=torch.int64, device=weight.device)
-        offsets[1:] = mask.sum(1).cumsum(0)
-        return Csr(tuple(weight.shape), offsets, columns, flat[rows, columns])
+        offsets[1:] = flat.count_nonzero(1).cumsum(0)
+        return Csr(tuple(weight.shape), offsets, where % max(flat.shape[1], 1), flat.reshape(-1)[where])
 
     @property
     def row_indices(self) -> Tensor:

@@ -11,7 +11,7 @@ from zeroskip.core.record import Record
 from zeroskip.report.palette import colours
 from zeroskip.report.tables import BASELINES, Comparison, compare, milliseconds, quartiles_us
 
-_STYLE = {"svg.hashsalt": "zeroskip", "font.size": 9.5, "font.family": "DejaVu Sans"}
+_STYLE: Any = {"svg.hashsalt": "zeroskip", "font.size": 9.5, "font.family": "DejaVu Sans"}
 _WIDTH_IN, _BAR_IN, _CASE_IN, _TITLE_IN = 7.6, 0.21, 0.36, 0.42
 _LABEL_SHARE = 0.42
 """Of the width, kept free behind the longest bar."""
@@ -37,7 +37,8 @@ def bars(records: Iterable[Record], path: Path | str, title: str) -> None:
     height = _TITLE_IN + sum(size + _CASE_IN for size in sizes)
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH_IN, height), facecolor="white")
-        figure.text(0.02, 1 - 0.5 * _TITLE_IN / height, title, fontsize=12, fontweight="bold", va="center", parse_math=False)
+        figure.text(0.02, 1 - 0.5 * _TITLE_IN / height, title, fontsize=12, fontweight="bold", va="center",
+                    parse_math=False)
         bottom = height - _TITLE_IN
         for comparison, size in zip(comparisons, sizes, strict=True):
             bottom -= size + _CASE_IN

@@ -1,31 +1,41 @@
 // Draws every chart in the page's own colours, and again when the colours or the width change.
 "use strict";
 
-// Pixels kept free to the right of the longest bar for its label, at most this share of the width.
-const LABEL_PX = 216, LABEL_SHARE = 0.62;
+const FONT_PX = 12.5;
+const MOST_LABEL = 0.72;  // of the width; a longer label is cut off rather than leaving no room for bars
+const pen = document.createElement("canvas").getContext("2d");
+
+// The end of the axis at which every label still fits behind its bar.
+function labelledRange(labels, width) {
+  pen.font = `bold ${FONT_PX}px ${getComputedStyle(document.body).fontFamily}`;
+  const ends = labels.x.map((end, i) => {
+    const text = new DOMParser().parseFromString(labels.text[i], "text/html").body.textContent;
+    const room = Math.min(pen.measureText(text).width + 8, MOST_LABEL * width);
+    return end * width / (width - room);
+  });
+  return [0, Math.max(...ends)];
+}
 
 function themed(figure, width) {
   const style = getComputedStyle(document.documentElement);
-  const [ink, muted, line] = ["--ink", "--muted", "--line"].map((name) => style.getPropertyValue(name).trim());
-  const axis = {color: muted, gridcolor: line, linecolor: line, zeroline: false, tickfont: {color: muted}};
+  const [ink, muted, line, raised, error] =
+    ["--ink", "--muted", "--line", "--raised", "--error"].map((name) => style.getPropertyValue(name).trim());
+  const axis = {color: muted, gridcolor: line, linecolor: line, zeroline: false};
   const layout = {
-    ...figure.layout,
+    ...figure.layout, width,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: {family: getComputedStyle(document.body).fontFamily, size: 12.5, color: ink},
+    font: {family: getComputedStyle(document.body).fontFamily, size: FONT_PX, color: ink},
     xaxis: {...axis, ...figure.layout.xaxis}, yaxis: {...axis, ...figure.layout.yaxis},
-    hoverlabel: {bgcolor: style.getPropertyValue("--raised").trim(), bordercolor: line, font: {color: ink, size: 12.5}, align: "left"},
-    width,
+    annotations: (figure.layout.annotations || []).map((note) => (
+      {...note, text: note.text.replace("<span>", `<span style="color:${muted}">`)})),
+    hoverlabel: {bgcolor: raised, bordercolor: line, font: {color: ink, size: FONT_PX}, align: "left"},
   };
-  if (figure.layout.annotations)
-    layout.annotations = figure.layout.annotations.map((note) => ({
-      ...note, text: note.text.replace("<span>", `<span style="color:${muted}">`)}));
-  if (figure.layout.meta) {
-    const room = Math.min(LABEL_PX, LABEL_SHARE * width);
-    layout.xaxis.range = [0, figure.layout.meta.longest * width / (width - room)];
-  }
+  const labels = figure.data.find((trace) => trace.meta === "labels");
+  if (labels) layout.xaxis.range = labelledRange(labels, width);
   const data = figure.data.map((trace) => ({
     ...trace,
     ...(trace.error_x && {error_x: {...trace.error_x, color: muted}}),
+    ...(trace.meta === "error" && {textfont: {color: error}}),
     ...(trace.meta === "roof" && {line: {...trace.line, color: muted}}),
   }));
   return [data, layout];
@@ -33,8 +43,7 @@ function themed(figure, width) {
 
 function draw(place) {
   const figure = JSON.parse(place.querySelector("script").textContent);
-  const [data, layout] = themed(figure, place.clientWidth);
-  Plotly.react(place.querySelector("div"), data, layout, {displayModeBar: false});
+  Plotly.react(place.querySelector("div"), ...themed(figure, place.clientWidth), {displayModeBar: false});
 }
 
 const places = [...document.querySelectorAll(".chart")];

@@ -25,11 +25,11 @@ def write_page(path: Path | str, plan: Plan | None, records: RecordFile | None, 
     Raises:
         Unsupported: Plotly is not installed.
     """
-    script = _plotly()
     body = join([tag("header", tag("p", "zeroskip report", class_="eyebrow"), tag("h1", title)),
                  tag("main", *_sections(plan, records, images)), tag("footer", f"Made by zeroskip {__version__}.")])
     page = join([Html('<!DOCTYPE html>\n<html lang="en">\n'), _head(title), Html("\n"),
-                 tag("body", body, tag("script", Html(script)), tag("script", Html(_text("page.js")))), Html("\n</html>\n")])
+                 tag("body", body, *(tag("script", Html(text)) for text in (_plotly(), _text("page.js")))),
+                 Html("\n</html>\n")])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -63,5 +63,6 @@ def _plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise Unsupported("the report page needs Plotly, which is not installed: pip install 'zeroskip[report]'") from error
+        raise Unsupported("the report page needs Plotly, which is not installed: pip install 'zeroskip[report]'"
+                          ) from error
     return str(get_plotlyjs())

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from zeroskip.report.tables import BASELINES, ordered
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
-"""Of methods that skip zeros; told apart with any colour vision.  Source: Okabe and Ito, Color Universal Design, 2008."""
+"""Of methods that skip zeros; told apart with any colour vision.
+
+Source: Okabe and Ito, Color Universal Design, 2008.
+"""
 GREYS = ("#A6A6A6", "#919191", "#BDBDBD", "#7D7D7D", "#B3B3B3", "#888888")
 """Of methods that skip nothing: grey is dense, colour is sparse."""
 ERROR = "#D55E00"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from zeroskip.core.jsonable import to_json
 from zeroskip.plan.plan import Confirmation, Plan, Rejection, Step
 from zeroskip.report import charts
-from zeroskip.report.html import VOID, Html, empty, join, tag
+from zeroskip.report.html import VOID, Html, empty, tag
 from zeroskip.report.records import RecordFile
 from zeroskip.report.strip import strip
 from zeroskip.report.tables import compare, milliseconds, ordered, table
@@ -25,23 +25,25 @@ def section(title: str, lead: str, *content: str) -> Html:
 
 def headline(plan: Plan) -> Html:
     """The whole model against torch, and the machine."""
-    return tag("section", _verdict(plan), _facts(_machine(plan)), *(tag("p", note, class_="note") for note in plan.notes),
-               class_="headline")
+    notes = (tag("p", note, class_="note") for note in plan.notes)
+    return tag("section", _verdict(plan), _facts(_machine(plan)), *notes, class_="headline")
 
 
 def _verdict(plan: Plan) -> Html:
     found = plan.confirmation
     if found is None:
         return tag("div", tag("p", "Not confirmed", class_="ratio words"),
-                   tag("p", "This plan holds no measurement of the whole model, so it claims no speed-up.", class_="lead"))
+                   tag("p", "This plan holds no measurement of the whole model, so it claims no speed-up.",
+                       class_="lead"))
     if found.contended:
         return tag("div", tag("p", "No ratio", class_="ratio words"),
-                   tag("p", "The machine was busy with other work while the whole model was measured. The times below are "
-                       "not to be compared; measure again on a quiet machine.", class_="lead"), _totals(found))
+                   tag("p", "The machine was busy with other work while the whole model was measured, so these times "
+                       "are not to be compared. Measure again on a quiet machine.", class_="lead"), _totals(found))
     zeros, rest = found.dense_engine_us / found.engine_us, found.torch_us / found.dense_engine_us
     return tag("div", tag("p", f"{found.speedup:.2f}×", class_="ratio"),
                tag("p", "the speed of torch: ", tag("strong", f"{zeros:.2f}×"), " from skipping zeros, ",
-                   tag("strong", f"{rest:.2f}×"), " from fusion and the rewritten graph.", class_="lead"), _totals(found))
+                   tag("strong", f"{rest:.2f}×"), " from fusion and the rewritten graph.", class_="lead"),
+               _totals(found))
 
 
 def _totals(found: Confirmation) -> Html:
@@ -56,7 +58,8 @@ def _totals(found: Confirmation) -> Html:
 def _machine(plan: Plan) -> dict[str, str]:
     device = plan.device
     facts = {"machine": device.name, "threads": str(device.threads), "vectors": f"{device.vector_floats} floats",
-             "caches": f"L1 {device.l1_bytes // 1024} KiB, L2 {device.l2_bytes // 1024} KiB", "precision": plan.precision,
+             "caches": f"L1 {device.l1_bytes // 1024} KiB, L2 {device.l2_bytes // 1024} KiB",
+             "precision": plan.precision,
              "inputs": ", ".join(" × ".join(map(str, shape)) for shape in plan.input_shapes)}
     if device.peak_tflops and device.bandwidth_gbps:
         facts["peaks"] = f"{device.peak_tflops * 1e3:.0f} GFLOP/s, {device.bandwidth_gbps:.1f} GB/s"
@@ -67,7 +70,8 @@ def _machine(plan: Plan) -> dict[str, str]:
 
 
 def _facts(facts: Mapping[str, str]) -> Html:
-    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items() if value), class_="card")
+    rows = (tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items() if value)
+    return tag("dl", *rows, class_="card")
 
 
 def pictures(images: Sequence[tuple[str, bytes]]) -> Html:
@@ -79,20 +83,20 @@ def pictures(images: Sequence[tuple[str, bytes]]) -> Html:
 
 def layers(plan: Plan, colours: Colours) -> Html:
     """Per-layer bars with a legend."""
-    return section("Layers", "Time of every step with the method that was chosen for it, above the same step run dense. "
-                   "Point at a bar for its configuration.", legend([step.method for step in plan.steps] + ["dense"], colours),
+    return section("Layers", "Time of every step with the method that was chosen for it, above the same step run "
+                   "dense. Point at a bar for its configuration.", _methods(plan, colours),
                    chart(charts.layer_bars(plan, colours)))
 
 
 def plan_table(plan: Plan) -> Html:
     """Every step, and why not the other methods."""
     head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why", "not chosen")
-    rows = [(tag("th", step.name, scope="row"), tag("td", step.layer, class_="nowrap"), _number(f"{1 - step.density:.0%}"),
-             tag("td", step.method), _number(_ms(step.time_us)), _number(_ms(step.dense_us)), _number(_speedup(step)),
+    rows = [(tag("th", step.name, scope="row"), tag("td", step.layer, class_="nowrap"),
+             _number(f"{1 - step.density:.0%}"), tag("td", step.method), _number(_ms(step.time_us)), _number(_ms(step.dense_us)), _number(_speedup(step)),
              tag("td", step.why, class_="wide"), tag("td", *map(_rejection, step.rejected), class_="wide"))
             for step in plan.steps]
     return section("Plan", "What runs each step, and what every other method lost by or was refused for.",
-                   _html_table(head, rows, numbers=range(2, 7), left=(3,)))
+                   _html_table(head, rows, numbers=(2, 4, 5, 6)))
 
 
 def _rejection(item: Rejection) -> Html:
@@ -111,9 +115,9 @@ def _speedup(step: Step) -> str:
 
 def graph(plan: Plan, colours: Colours) -> Html:
     """The strip of steps."""
-    return section("Steps in order", "The network from its first step to its last, each as wide as its time; below, at the "
-                   "same scale, with dense kernels. What no step covers runs in torch and is not drawn.",
-                   legend([step.method for step in plan.steps] + ["dense"], colours), strip(plan, colours))
+    return section("Steps in order", "The network from its first step to its last, each as wide as its time; below, at "
+                   "the same scale, with dense kernels. What no step covers runs in torch and is not drawn.",
+                   _methods(plan, colours), strip(plan, colours))
 
 
 def roofline(plan: Plan, colours: Colours) -> Html:
@@ -123,23 +127,22 @@ def roofline(plan: Plan, colours: Colours) -> Html:
         return VOID
     peaks = plan.device.peak_tflops * 1e3, plan.device.bandwidth_gbps
     wrong = charts.above_roof(works, *peaks)
-    known = "under the roof that this machine's measured peaks make" if all(peaks) else "the machine's peaks were not measured"
+    known = "under this machine's measured peaks" if all(peaks) else "without a roof, as the peaks were not measured"
     content = [legend([work.method for work in works], colours), chart(charts.roofline(works, *peaks, colours))]
     if wrong:
-        names = ", ".join(work.name for work in wrong)
-        content.insert(0, tag("p", f"Error: above the roof, so a time, a count or a peak is wrong: {names}.", class_="error"))
+        text = f"Error: above the roof, so a time, a count or a peak is wrong: {', '.join(work.name for work in wrong)}."
+        content.insert(0, tag("p", text, class_="error"))
     return section("Roofline", f"Arithmetic on nonzero weights only, {known}.", *content)
 
 
 def measurements(file: RecordFile, colours: Colours) -> Html:
     """The records as a table and as bars, with the machines they were taken on."""
-    comparisons = compare(file.records)
-    drawn = [(comparison, figure) for comparison in comparisons if (figure := charts.case_bars(comparison, colours))]
-    figures = (tag("figure", tag("figcaption", comparison.label), chart(figure)) for comparison, figure in drawn)
+    figures = (tag("figure", tag("figcaption", comparison.label), chart(charts.case_bars(comparison, colours)))
+               for comparison in compare(file.records) if comparison.times)
     cells = table(file.records)
     rows = [(tag("th", row[0], scope="row"), *(_number(cell) for cell in row[1:])) for row in cells.rows]
-    return section("Measurements", "Medians, ± half the interquartile range. The speed-up is over the fastest method that "
-                   "skips no zero on the same case.", legend(ordered(record.method for record in file.records), colours),
+    return section("Measurements", "Medians, ± half the interquartile range. The speed-up is over the fastest method "
+                   "that skips no zero on the same case.", legend((record.method for record in file.records), colours),
                    tag("div", *figures, class_="cases"), _html_table(cells.head, rows, numbers=cells.numbers),
                    *(_facts(_flat(facts)) for facts in file.environments.values()))
 
@@ -152,15 +155,19 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, str]:
 def raw(plan: Plan | None, file: RecordFile | None) -> Html:
     """Everything the page was made from, folded away."""
     parts = [("Plan as JSON", to_json(plan))] if plan else []
-    parts += [("Records as JSON", {"environments": file.environments, "records": to_json(file.records)})] if file else []
-    return tag("section", *(tag("details", tag("summary", title), tag("pre", json.dumps(data, indent=1, ensure_ascii=False)))
-                            for title, data in parts))
+    parts += [("Records as JSON", to_json(file))] if file else []
+    texts = [(title, json.dumps(data, indent=1, ensure_ascii=False)) for title, data in parts]
+    return tag("section", *(tag("details", tag("summary", title), tag("pre", text)) for title, text in texts))
+
+
+def _methods(plan: Plan, colours: Colours) -> Html:
+    return legend(["dense", *(step.method for step in plan.steps)], colours)
 
 
 def legend(methods: Iterable[str], colours: Colours) -> Html:
     """A patch of colour and a name for each method."""
-    return tag("ul", *(tag("li", tag("i", style=f"background:{colours[method]}"), method) for method in ordered(methods)),
-               class_="legend")
+    items = (tag("li", tag("i", style=f"background:{colours[method]}"), method) for method in ordered(methods))
+    return tag("ul", *items, class_="legend")
 
 
 def chart(figure: charts.Chart) -> Html:
@@ -175,8 +182,8 @@ def _number(text: str) -> Html:
     return tag("td", text, class_="number")
 
 
-def _html_table(head: Sequence[str], rows: Iterable[Iterable[Html]], numbers: Iterable[int], left: Iterable[int] = ()) -> Html:
-    right = set(numbers) - set(left)
-    heads = (tag("th", name, scope="col", class_="number" if column in right else "text") for column, name in enumerate(head))
+def _html_table(head: Sequence[str], rows: Iterable[Iterable[Html]], numbers: Container[int]) -> Html:
+    heads = (tag("th", name, scope="col", class_="number" if column in numbers else "text")
+             for column, name in enumerate(head))
     body = tag("tbody", *(tag("tr", *row) for row in rows))
     return tag("div", tag("table", tag("thead", tag("tr", *heads)), body), class_="scroll")

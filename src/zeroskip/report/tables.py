@@ -105,7 +105,8 @@ def table(records: Iterable[Record]) -> Table:
 
 def ordered(methods: Iterable[str]) -> list[str]:
     """Each once, the dense ones first, else in the order met."""
-    return sorted(dict.fromkeys(methods), key=lambda method: BASELINES.index(method) if method in BASELINES else len(BASELINES))
+    rank = {method: index for index, method in enumerate(BASELINES)}
+    return sorted(dict.fromkeys(methods), key=lambda method: rank.get(method, len(BASELINES)))
 
 
 def describe(case: Mapping[str, Any]) -> str:

@@ -21,7 +21,6 @@ from zeroskip.measure.timer import measure
 from zeroskip.methods import registry
 from zeroskip.model.bake import bake
 from zeroskip.model.passes import simplify
-from zeroskip.model.trace import trace
 from zeroskip.plan.plan import Confirmation, Plan
 from zeroskip.plan.planner import Progress, best_plan, dense_plans, silent, tune_program, validate
 from zeroskip.run.engine import Engine, Variant, executor
@@ -98,6 +97,8 @@ def _variant(model: nn.Module, inputs: tuple[Tensor, ...], given: Plan | None, r
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices - {"cpu"}:
         raise ValueError(f"this version runs on the cpu, the model is on {sorted(devices)}: use model.cpu()")
+    from zeroskip.model.trace import trace  # torch.export costs a second to import, which load() need not pay
+
     program = simplify(trace(model, inputs))
     if given is not None:
         try:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeroskip.core.graph import Graph, Node, Ref, refs
+from zeroskip.core.graph import Node, Ref, refs
 from zeroskip.core.layout import Layout, conform
 from zeroskip.core.method import Run
-from zeroskip.cpu import max_pool
+from zeroskip.cpu.max_pool import bind as bind_max_pool
 from zeroskip.model.program import Program
 from zeroskip.plan.plan import Plan, Step
+from zeroskip.run.pooling import max_pool_of
 from zeroskip.run.storage import Buffer, BufferSet, operator, plan_storage, step_inputs
 
 Slots = list[Any]
@@ -123,8 +124,8 @@ class Executor:
                 slots[slot] = slots[source][index]
 
             return pick
-        if (pool := native_max_pool(self._graph, node, self._threads)) is not None:
-            source = self._slot[node.args[0].ref]
+        if (shape := max_pool_of(self._graph, node)) is not None:
+            source, pool = self._slot[node.args[0].ref], bind_max_pool(shape, self._threads)
 
             def run_pool(slots: Slots) -> None:
                 slots[slot] = pool(slots[source])
@@ -246,24 +247,6 @@ class Executor:
         if isinstance(nest, dict):
             return {key: self._collect(item, slots, memory) for key, item in nest.items()}
         return nest
-
-
-def native_max_pool(graph: Graph, node: Node, threads: int) -> Callable[[Tensor], Tensor] | None:
-    """Our max pooling for ``node``, if it is one that the kernel covers."""
-    if node.op != "aten.max_pool2d.default" or node.args[0].ref not in graph.values:
-        return None
-    x = graph.values[node.args[0].ref]
-    window, stride, padding, dilation, ceil_mode = (*node.args[1:], *((), 0, 1, False)[len(node.args) - 2:])
-    if len(x.shape) != 4 or x.dtype != "float32" or pair(dilation) != (1, 1):
-        return None
-    return max_pool.bind(x.shape[2], x.shape[3], pair(window), pair(stride or window), pair(padding), ceil_mode, threads)
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """An operator's size argument: one number, or one or two in a list."""
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
 
 
 def _fits(have: tuple[int, int], want: Layout) -> bool:

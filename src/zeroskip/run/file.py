@@ -8,18 +8,15 @@ any kernel sees it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from zeroskip.core.errors import FileFormatError, SaveError
-from zeroskip.core.graph import CONV, LINEAR, Graph, Ref, graph_from_json, graph_to_json, refs
+from zeroskip.core.graph import CONV, LINEAR, Graph, graph_from_json, graph_to_json
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.methods import registry
 from zeroskip.model.program import Program
@@ -27,7 +24,7 @@ from zeroskip.pack.bitmask import Bitmask
 from zeroskip.plan.plan import Plan
 from zeroskip.plan.planner import validate
 from zeroskip.run.engine import Engine, Variant
-from zeroskip.run.storage import operator
+from zeroskip.run.shapes import check_shapes
 
 FORMAT = 1
 SPARSE_BELOW = 0.9
@@ -113,7 +110,7 @@ def _read(path: Path) -> list[Variant]:
         graph = graph_from_json(item["graph"])
         _check_names(graph)
         program = Program(graph, {name: _tensor(stored, name, graph) for name in graph.parameters})
-        _check_shapes(program)
+        check_shapes(program)
         plan = from_json(Plan, item["plan"])
         validate(plan, program, methods)
         variants.append(Variant(program, plan))
@@ -148,48 +145,3 @@ def _check_names(graph: Graph) -> None:
         known.add(node.name)
     if not graph.output_names or not set(graph.output_names) <= known or not set(graph.inputs) <= set(graph.values):
         raise FileFormatError("the graph's inputs or outputs name values that do not exist")
-
-
-def _check_shapes(program: Program) -> None:
-    """Run the graph without data and compare every shape with the one that is written down."""
-    graph = program.graph
-    known: dict[str, Any] = {name: torch.empty_like(tensor, device="meta") for name, tensor in program.tensors.items()}
-    for name in graph.inputs:
-        value = graph.values[name]
-        if min(value.shape, default=1) < 0 or math.prod(value.shape) > 2**31 - 1:
-            raise FileFormatError(f"input {name} has an impossible shape {value.shape}")
-        known[name] = torch.empty(value.shape, dtype=getattr(torch, value.dtype), device="meta")
-    for node in graph.nodes:
-        if node.op in (CONV, LINEAR):
-            x, weight, bias, residual = (argument if argument is None else known[argument.ref] for argument in node.args)
-            shape = graph.shape(node)
-            if tuple(weight.shape) not in (shape.weight_shape, shape.weight_shape[:2]):
-                raise FileFormatError(f"the weight of {node.name} is {tuple(weight.shape)}, its shape says {shape}")
-            out = (*x.shape[:-1], shape.k) if node.op == LINEAR else shape.output_shape
-            if (bias is not None and bias.shape != (shape.k,)) or (residual is not None and residual.shape != out):
-                raise FileFormatError(f"bias or residual of {node.name} does not fit {shape}")
-            assert node.conv is not None
-            if (residual is None) != (node.conv.residual == "none"):
-                raise FileFormatError(f"{node.name} has a residual and does not say where, or the other way round")
-            known[node.name] = torch.empty(out, dtype=x.dtype, device="meta")
-        elif node.op == "getitem":
-            known[node.name] = known[node.args[0].ref][node.args[1]]
-        else:
-            known[node.name] = operator(node.op)(*_filled(node.args, known), **_filled(node.kwargs, known))
-        found, value = known[node.name], graph.values.get(node.name)
-        if isinstance(found, Tensor) and (value is None or tuple(found.shape) != value.shape
-                                          or str(found.dtype) != f"torch.{value.dtype}"):
-            raise FileFormatError(f"{node.name} computes {tuple(found.shape)} {found.dtype}, the file says {value}")
-    for ref in refs(graph.outputs):
-        if not isinstance(known[ref.ref], Tensor):
-            raise FileFormatError(f"output {ref.ref} is no tensor")
-
-
-def _filled(nest: Any, known: dict[str, Any]) -> Any:
-    if isinstance(nest, Ref):
-        return known[nest.ref]
-    if isinstance(nest, dict):
-        return {key: _filled(item, known) for key, item in nest.items()}
-    if isinstance(nest, (list, tuple)):
-        return type(nest)(_filled(item, known) for item in nest)
-    return nest

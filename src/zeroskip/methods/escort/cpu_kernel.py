@@ -16,6 +16,7 @@ tile are ours.
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 
 from zeroskip.cpu.emit import Emitter, vector
@@ -29,6 +30,7 @@ ARGUMENTS = ("x", "y", "residual", "bias", "chunks", "blocks", "channels", "segm
 """The 64-bit fields of the argument: pointers, two counters that start at 0, and strides in bytes."""
 
 
+@functools.cache
 def write_kernel(geometry: Geometry) -> str:
     """The module text of ``void escort(int64 *arguments)``."""
     return _Kernel(geometry).write()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from zeroskip.core.graph import CONV, LINEAR, ConvAttributes, Graph, Node, Ref, substitute
+from zeroskip.core.graph import CONV, LINEAR, ConvAttributes, Graph, Node, Ref, pair, substitute
 from zeroskip.model.program import Program
 
 
@@ -45,18 +44,12 @@ def _layer(graph: Graph, node: Node) -> Node | None:
     if len(graph.values[x.ref].shape) != 4:
         return None
     stride, padding, dilation, groups = (*node.args[3:], *(1, 0, 1, 1)[len(node.args[3:]):])
-    dilation_pair = _pair(dilation)
+    dilation_pair = pair(dilation)
     if isinstance(padding, str):
         kernel = graph.parameters[weight.ref].shape[2:]
         doubled = [step * (size - 1) if padding == "same" else 0 for step, size in zip(dilation_pair, kernel, strict=True)]
         if any(total % 2 for total in doubled):
             return None  # torch pads such a kernel on one side only
         padding = [total // 2 for total in doubled]
-    attributes = ConvAttributes(_pair(stride), _pair(padding), dilation_pair, groups)
+    attributes = ConvAttributes(pair(stride), pair(padding), dilation_pair, groups)
     return Node(node.name, CONV, (x, weight, bias, None), {}, attributes)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])

@@ -1,0 +1,84 @@
+"""Check a graph that came from outside: run it without data and compare every shape with the one written down."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroskip.core.errors import FileFormatError
+from zeroskip.core.graph import CONV, LINEAR, Graph, Node, Ref, Value, refs
+from zeroskip.core.layer import MAX_ELEMENTS
+from zeroskip.model.program import Program
+from zeroskip.run.pooling import max_pool_of
+from zeroskip.run.storage import operator
+
+
+def check_shapes(program: Program) -> None:
+    """Raise ``FileFormatError`` at the first node whose inputs do not fit or whose result is not what ``values`` says.
+
+    Other errors of torch's own shape rules pass through; the caller has one answer to all of them.
+    """
+    graph = program.graph
+    known: dict[str, Any] = {name: torch.empty_like(tensor, device="meta") for name, tensor in program.tensors.items()}
+    for name in graph.inputs:
+        value = graph.values[name]
+        if min(value.shape, default=1) < 0 or math.prod(value.shape) > MAX_ELEMENTS:
+            raise FileFormatError(f"input {name} has an impossible shape {value.shape}")
+        known[name] = _meta(value.shape, getattr(torch, value.dtype))
+    for node in graph.nodes:
+        found = known[node.name] = _result(graph, node, known)
+        if isinstance(found, Tensor):
+            stated, actual = graph.values.get(node.name), Value(tuple(found.shape), str(found.dtype).removeprefix("torch."))
+            if stated != actual:
+                raise FileFormatError(f"{node.name} computes {actual}, the file says {stated}")
+    for ref in refs(graph.outputs):
+        if not isinstance(known[ref.ref], Tensor):
+            raise FileFormatError(f"output {ref.ref} is no tensor")
+
+
+def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _result(graph: Graph, node: Node, known: dict[str, Any]) -> Any:
+    if node.op in (CONV, LINEAR):
+        return _layer(graph, node, known)
+    if node.op == "getitem":
+        return known[node.args[0].ref][node.args[1]]
+    # torch's own rules for these two import sympy, which takes longer than all the rest of loading a file.
+    if (pool := max_pool_of(graph, node)) is not None:
+        x = known[node.args[0].ref]
+        return _meta((*x.shape[:2], pool.p, pool.q), x.dtype)
+    if node.op == "aten.adaptive_avg_pool2d.default":
+        x, size = known[node.args[0].ref], node.args[1]
+        if len(size) != 2 or x.dim() not in (3, 4) or min(size) < 1:
+            raise FileFormatError(f"{node.name} pools {tuple(x.shape)} to {size}")
+        return _meta((*x.shape[:-2], *size), x.dtype)
+    return operator(node.op)(*_filled(node.args, known), **_filled(node.kwargs, known))
+
+
+def _layer(graph: Graph, node: Node, known: dict[str, Any]) -> Tensor:
+    assert node.conv is not None
+    x, weight, bias, residual = (argument if argument is None else known[argument.ref] for argument in node.args)
+    shape = graph.shape(node)
+    if tuple(weight.shape) not in (shape.weight_shape, shape.weight_shape[:2]):
+        raise FileFormatError(f"the weight of {node.name} is {tuple(weight.shape)}, its input says {shape}")
+    out = (*x.shape[:-1], shape.k) if node.op == LINEAR else shape.output_shape
+    if (bias is not None and tuple(bias.shape) != (shape.k,)) or (residual is not None and tuple(residual.shape) != out):
+        raise FileFormatError(f"bias or residual of {node.name} does not fit {shape}")
+    if (residual is None) != (node.conv.residual == "none"):
+        raise FileFormatError(f"{node.name} has a residual and does not say where, or the other way round")
+    return _meta(out, x.dtype)
+
+
+def _filled(nest: Any, known: dict[str, Any]) -> Any:
+    if isinstance(nest, Ref):
+        return known[nest.ref]
+    if isinstance(nest, dict):
+        return {key: _filled(item, known) for key, item in nest.items()}
+    if isinstance(nest, (list, tuple)):
+        return type(nest)(_filled(item, known) for item in nest)
+    return nest
