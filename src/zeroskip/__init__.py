@@ -1,11 +1,11 @@
 """Pruned convolutional networks that actually run faster.
 
-    import zeroskip
-    zeroskip.prune(model, sparsity=0.9)
-    engine = zeroskip.compile(model, example)
-    print(engine.plan)
-    y = engine(x)
-    engine.save("model.zsk"); engine = zeroskip.load("model.zsk")
+import zeroskip
+zeroskip.prune(model, sparsity=0.9)
+engine = zeroskip.compile(model, example)
+print(engine.plan)
+y = engine(x)
+engine.save("model.zsk"); engine = zeroskip.load("model.zsk")
 """
 
 from zeroskip._version import __version__

@@ -9,7 +9,7 @@ from zeroskip.report.records import RecordFile
 
 pytest.importorskip("matplotlib", reason="figures need zeroskip[report]")
 
-from zeroskip.report.figures import bars  # noqa: E402
+from zeroskip.report.figures import bars
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path, records: RecordFile) -> None:

@@ -14,7 +14,7 @@ def write(path: Path, file: RecordFile) -> None:
         for facts in file.environments.values():
             writer.environment(facts)
         for record in file.records:
-            writer.write(record)
+            writer.record(record)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path, records: RecordFile) -> None:
@@ -36,13 +36,13 @@ def test_every_line_is_on_disk_when_write_returns(tmp_path: Path, records: Recor
     path = tmp_path / "r.jsonl"
     with Writer(path) as writer:
         writer.environment(records.environments["e1"])
-        writer.write(records.records[0])
+        writer.record(records.records[0])
         assert len(read(path).records) == 1
 
 
 def test_a_record_needs_its_environment(tmp_path: Path, records: RecordFile) -> None:
     with Writer(tmp_path / "r.jsonl") as writer, pytest.raises(ValueError, match="call environment"):
-        writer.write(records.records[0])
+        writer.record(records.records[0])
 
 
 def test_a_truncated_last_line_is_named(tmp_path: Path, records: RecordFile) -> None:
@@ -57,7 +57,14 @@ def test_a_truncated_last_line_is_named(tmp_path: Path, records: RecordFile) -> 
 
 
 ENVIRONMENT = '{"environment": {"id": "e1"}}\n'
-CASE = '"suite": "s", "case": {}, "method": "dense", "environment": "e1"'
+
+
+def line(**fields: object) -> str:
+    return json.dumps({"record": {"suite": "s", "case": {}, "method": "dense", "environment": "e1"} | fields}) + "\n"
+
+
+def timed(*samples: float) -> str:
+    return line(status="OK", times={"samples_us": samples, "clock": "cpu"})
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -66,10 +73,10 @@ CASE = '"suite": "s", "case": {}, "method": "dense", "environment": "e1"'
     (ENVIRONMENT + "[]\n", "line 2: got"),
     ('{"environment": {}}\n', "line 1: got an environment without"),
     (ENVIRONMENT + '{"record": {"suite": "s"}}\n', "line 2.*lacks"),
-    (ENVIRONMENT + '\n{"record": {%s, "status": "FINE"}}\n' % CASE, "line 3.*status"),
-    ('{"record": {%s, "status": "OK"}}\n' % CASE, "line 1.*environment 'e1'"),
-    (ENVIRONMENT + '{"record": {%s, "status": "OK", "times": {"samples_us": [], "clock": "cpu"}}}\n' % CASE, "positive"),
-    (ENVIRONMENT + '{"record": {%s, "status": "OK", "times": {"samples_us": [NaN], "clock": "cpu"}}}\n' % CASE, "positive"),
+    (ENVIRONMENT + "\n" + line(status="FINE"), "line 3.*status"),
+    (line(status="OK"), "line 1.*environment 'e1'"),
+    (ENVIRONMENT + timed(), "positive"),
+    (ENVIRONMENT + timed(float("nan")), "positive"),
 ])
 def test_a_malformed_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "r.jsonl"

@@ -49,14 +49,14 @@ def test_cases_and_environments_stay_apart_and_the_later_record_counts() -> None
 
 def test_the_table_has_a_row_a_case_and_a_column_a_method(records: RecordFile) -> None:
     found = table(records.records)
-    assert found.head == ("case", "dense", "torch", "torch_channels_last", "inductor", "onnxruntime", "escort", "two_four",
-                          "zeroskip", "speed-up")
+    assert found.head == ("case", "dense", "torch", "torch_channels_last", "inductor", "onnxruntime", "escort",
+                          "two_four", "zeroskip", "speed-up")
     assert len(found.rows) == 4
     first, model = dict(zip(found.head, found.rows[0], strict=True)), dict(zip(found.head, found.rows[3], strict=True))
     assert first["case"] == "1x1 128->128 @56x56, 90% zeros, batch 1, 1 thread"
     assert first["two_four"] == "UNSUPPORTED"
     assert first["zeroskip"] == "-"
-    assert first["escort"] == "0.262 ms ±2%"
+    assert first["escort"] == "0.262 ms ±1%"
     assert first["speed-up"] == "4.22× escort"
     assert model["speed-up"] == "CONTENDED zeroskip"
 
@@ -69,6 +69,7 @@ def test_markdown_keeps_its_columns_whatever_a_name_holds(records: RecordFile) -
 
 
 def test_words_and_numbers() -> None:
-    assert describe(CASE | {"mask": "random"}) == "1x1, 90% zeros, 2 threads, mask random"
+    assert describe(CASE | {"mask": "random", "c": 128}) == "1x1, 90% zeros, 2 threads"
+    assert describe(CASE | {"mask": "trained:net.npz"}) == "1x1, trained:net.npz mask, 2 threads"
     assert (milliseconds(1234.5), milliseconds(123456.0)) == ("1.234", "123.5")
     assert quartiles_us(Times((4.0, 1.0, 3.0, 2.0), "cpu")) == (2.0, 3.0)

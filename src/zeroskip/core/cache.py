@@ -50,7 +50,9 @@ class BuildCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not self._trusted():
-                log.warning("not caching in %s: it must belong to this user and be writable by no one else", self.folder)
+                log.warning(
+                    "not caching in %s: it must belong to this user and be writable by no one else", self.folder
+                )
                 return
             handle, temporary = tempfile.mkstemp(dir=self.folder)
             with os.fdopen(handle, "wb") as file:

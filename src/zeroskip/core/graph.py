@@ -104,8 +104,19 @@ class Graph:
                 rows *= size
             return ConvShape(rows, x[-1], 1, 1, weight[0], 1, 1)
         n, c, h, w = x
-        return ConvShape(n, c, h, w, weight[0], weight[2], weight[3], node.conv.stride, node.conv.padding,
-                         node.conv.dilation, node.conv.groups)
+        return ConvShape(
+            n,
+            c,
+            h,
+            w,
+            weight[0],
+            weight[2],
+            weight[3],
+            node.conv.stride,
+            node.conv.padding,
+            node.conv.dilation,
+            node.conv.groups,
+        )
 
     def with_nodes(self, nodes: tuple[Node, ...] | list[Node]) -> Graph:
         return dataclasses.replace(self, nodes=tuple(nodes))
@@ -114,9 +125,15 @@ class Graph:
         lines = [f"inputs  {', '.join(f'{name} {list(self.values[name].shape)}' for name in self.inputs)}"]
         for node in self.nodes:
             shape = list(self.values[node.name].shape) if node.name in self.values else ""
-            extra = "" if node.conv is None else "".join(
-                f" {what}={value}" for what, value in vars(node.conv).items()
-                if value not in (1, (1, 1), (0, 0), "none"))
+            extra = (
+                ""
+                if node.conv is None
+                else "".join(
+                    f" {what}={value}"
+                    for what, value in vars(node.conv).items()
+                    if value not in (1, (1, 1), (0, 0), "none")
+                )
+            )
             shown = ", ".join(name for name in node.inputs)
             lines.append(f"{node.name} {shape} = {node.op}({shown}){extra}")
         return "\n".join([*lines, f"outputs {', '.join(self.output_names)}"])
@@ -195,7 +212,7 @@ def nest_from_json(data: Any) -> Any:
     if isinstance(data, dict):
         if len(data) != 1:
             raise ValueError(f"an argument has one mark, got {sorted(data)}")
-        (mark, item), = data.items()
+        ((mark, item),) = data.items()
         if mark == "ref" and isinstance(item, str):
             return Ref(item)
         if mark == "tuple" and isinstance(item, list):
@@ -209,10 +226,23 @@ def nest_from_json(data: Any) -> Any:
 
 
 def graph_to_json(graph: Graph) -> dict[str, Any]:
-    nodes = [{"name": node.name, "op": node.op, "args": nest_to_json(node.args), "kwargs": nest_to_json(node.kwargs),
-              "conv": to_json(node.conv)} for node in graph.nodes]
-    return {"inputs": list(graph.inputs), "outputs": nest_to_json(graph.outputs), "nodes": nodes,
-            "values": to_json(graph.values), "parameters": to_json(graph.parameters)}
+    nodes = [
+        {
+            "name": node.name,
+            "op": node.op,
+            "args": nest_to_json(node.args),
+            "kwargs": nest_to_json(node.kwargs),
+            "conv": to_json(node.conv),
+        }
+        for node in graph.nodes
+    ]
+    return {
+        "inputs": list(graph.inputs),
+        "outputs": nest_to_json(graph.outputs),
+        "nodes": nodes,
+        "values": to_json(graph.values),
+        "parameters": to_json(graph.parameters),
+    }
 
 
 def graph_from_json(data: Any) -> Graph:
@@ -222,10 +252,19 @@ def graph_from_json(data: Any) -> Graph:
         ValueError, KeyError, TypeError: the document is something else (``run.file`` turns these into one error).
     """
     nodes = tuple(
-        Node(from_json(str, item["name"], "$.name"), from_json(str, item["op"], "$.op"),
-             nest_from_json(item["args"]), nest_from_json(item["kwargs"]),
-             from_json(ConvAttributes | None, item["conv"], f"$.nodes.{item['name']}.conv"))  # type: ignore[arg-type]
-        for item in data["nodes"])
-    return Graph(from_json(tuple[str, ...], data["inputs"], "$.inputs"), nest_from_json(data["outputs"]), nodes,
-                 from_json(dict[str, Value], data["values"], "$.values"),
-                 from_json(dict[str, Value], data["parameters"], "$.parameters"))
+        Node(
+            from_json(str, item["name"], "$.name"),
+            from_json(str, item["op"], "$.op"),
+            nest_from_json(item["args"]),
+            nest_from_json(item["kwargs"]),
+            from_json(ConvAttributes | None, item["conv"], f"$.nodes.{item['name']}.conv"),
+        )  # type: ignore[arg-type]
+        for item in data["nodes"]
+    )
+    return Graph(
+        from_json(tuple[str, ...], data["inputs"], "$.inputs"),
+        nest_from_json(data["outputs"]),
+        nodes,
+        from_json(dict[str, Value], data["values"], "$.values"),
+        from_json(dict[str, Value], data["parameters"], "$.parameters"),
+    )

@@ -86,8 +86,11 @@ def _read_dataclass(kind: type, data: Any, path: str) -> Any:
     hints = _hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     unknown = sorted(set(data) - set(fields))
-    required = {name for name, field in fields.items()
-                if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING}
+    required = {
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
     missing = sorted(required - set(data))
     if unknown or missing:
         raise FileFormatError(f"{path}: a {kind.__name__} has unknown fields {unknown} and lacks {missing}")

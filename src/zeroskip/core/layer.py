@@ -48,11 +48,16 @@ class ConvShape:
             raise ValueError(f"channels must divide by groups: c={self.c}, k={self.k}, groups={self.groups}")
         if self.p < 1 or self.q < 1:
             raise ValueError(f"the kernel is larger than the padded input: output would be {self.p}x{self.q}, {self}")
-        for what, count in (("input", self.n * self.c * self.h * self.w), ("output", self.n * self.k * self.p * self.q),
-                            ("weight", self.k * (self.c // self.groups) * self.r * self.s)):
+        for what, count in (
+            ("input", self.n * self.c * self.h * self.w),
+            ("output", self.n * self.k * self.p * self.q),
+            ("weight", self.k * (self.c // self.groups) * self.r * self.s),
+        ):
             if count > MAX_ELEMENTS:
-                raise ValueError(f"the {what} would have {count} elements; at most {MAX_ELEMENTS} are supported: "
-                                 "use a smaller batch or image")
+                raise ValueError(
+                    f"the {what} would have {count} elements; at most {MAX_ELEMENTS} are supported: "
+                    "use a smaller batch or image"
+                )
 
     @property
     def p(self) -> int:
@@ -158,5 +163,11 @@ class Layer:
     @property
     def key(self) -> tuple[object, ...]:
         """What decides its speed: the layer without its name, density to 1%."""
-        return (self.kind, self.shape, self.precision, round(self.weights.density, 2), self.weights.pattern,
-                self.epilogue)
+        return (
+            self.kind,
+            self.shape,
+            self.precision,
+            round(self.weights.density, 2),
+            self.weights.pattern,
+            self.epilogue,
+        )

@@ -31,7 +31,7 @@ def allocate(shape: tuple[int, ...], halo: tuple[int, int] = (0, 0), dtype: torc
         return torch.zeros(shape, dtype=dtype)
     n, c, h, w = shape
     buffer = torch.zeros((n, c, h + 2 * rows, w + 2 * columns), dtype=dtype)
-    return buffer[:, :, rows:rows + h, columns:columns + w]
+    return buffer[:, :, rows : rows + h, columns : columns + w]
 
 
 def conform(x: Tensor, have: tuple[int, int], want: Layout) -> Tensor:
@@ -63,4 +63,4 @@ def workspace(nbytes: int) -> Tensor | None:
         return None
     memory = torch.empty(nbytes + 64, dtype=torch.uint8)
     start = -memory.data_ptr() % 64
-    return memory[start:start + nbytes]
+    return memory[start : start + nbytes]

@@ -45,8 +45,13 @@ class Run(Protocol):
     allocates: bool
     """True: a library call that returns new tensors; ``outputs`` is ignored and may be empty."""
 
-    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
-                 residual: Tensor | None = None) -> Sequence[Tensor]:
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        workspace: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> Sequence[Tensor]:
         """Compute and return the outputs.
 
         Args:

@@ -118,8 +118,7 @@ class Emitter:
         if len(picks) == 1:
             return self.let(f"extractelement {vector(lanes)} {a}, i32 {picks[0]}")
         mask = ", ".join(f"i32 {pick}" for pick in picks)
-        return self.let(
-            f"shufflevector {vector(lanes)} {a}, {vector(lanes)} {b}, <{len(picks)} x i32> <{mask}>")
+        return self.let(f"shufflevector {vector(lanes)} {a}, {vector(lanes)} {b}, <{len(picks)} x i32> <{mask}>")
 
     def fma(self, a: str, b: str, c: str, lanes: int) -> str:
         kind = vector(lanes)

@@ -65,7 +65,8 @@ def write_kernel(pool: MaxPool) -> str:
     emit = Emitter()
     x, y, lines = (emit.load_pointer("%args", 8 * field) for field in (_X, _Y, _LINES))
     planes, channels, image, plane, row = (
-        emit.load_i64("%args", 8 * field) for field in (_PLANES, _CHANNELS, _X_IMAGE, _X_PLANE, _X_ROW))
+        emit.load_i64("%args", 8 * field) for field in (_PLANES, _CHANNELS, _X_IMAGE, _X_PLANE, _X_ROW)
+    )
     line = emit.at(lines, emit.mul(emit.fetch_add("%args", 8 * _THREAD), pool.line_floats * FLOAT_BYTES))
     with emit.loop(0, pool.line_floats) as i:
         emit.store(NEGATIVE_INFINITY, line, emit.mul(i, FLOAT_BYTES), 1)
@@ -94,7 +95,6 @@ def write_kernel(pool: MaxPool) -> str:
 
 def _rows(emit: Emitter, pool: MaxPool, source: str, row: str, first: str, last: str, line: str) -> None:
     """Maximum over input rows ``first .. last`` into ``line``."""
-    whole = pool.w - pool.w % LANES
 
     def part(col: str, width: int) -> None:
         best = emit.slot(vector(width))
@@ -104,16 +104,11 @@ def _rows(emit: Emitter, pool: MaxPool, source: str, row: str, first: str, last:
             emit.put(best, vector(width), _larger(emit, emit.get(best, vector(width)), value, width))
         emit.store(emit.get(best, vector(width)), line, col, width)
 
-    if whole:
-        with emit.loop(0, whole, LANES) as col:
-            part(emit.mul(col, FLOAT_BYTES), LANES)
-    for col in range(whole, pool.w):
-        part(str(col * FLOAT_BYTES), 1)
+    _each_vector(emit, pool.w, lambda col, width: part(emit.mul(col, FLOAT_BYTES), width))
 
 
 def _columns(emit: Emitter, pool: MaxPool, line: str, target: str) -> None:
     """Maximum over the window's columns of ``line``, at every stride."""
-    whole = pool.q - pool.q % LANES
 
     def part(col: str, width: int) -> None:
         at = emit.at(line, emit.mul(col, pool.stride[1] * FLOAT_BYTES))
@@ -133,11 +128,17 @@ def _columns(emit: Emitter, pool: MaxPool, line: str, target: str) -> None:
             best = _larger(emit, best, value, width)
         emit.store(best, target, emit.mul(col, FLOAT_BYTES), width)
 
-    if whole:
-        with emit.loop(0, whole, LANES) as col:
-            part(col, LANES)
-    for col in range(whole, pool.q):
-        part(str(col), 1)
+    _each_vector(emit, pool.q, part)
+
+
+def _each_vector(emit: Emitter, count: int, part: Callable[[str, int], None]) -> None:
+    """``part(first column, width)`` over ``count`` columns; the last vector moves back and does some of them again."""
+    if count < LANES:
+        for col in range(count):
+            part(str(col), 1)
+        return
+    with emit.loop(0, -(-count // LANES)) as i:
+        part(emit.minimum(emit.mul(i, LANES), count - LANES), LANES)
 
 
 def _constant(value: str, width: int) -> str:

@@ -30,8 +30,9 @@ class Bound:
     build_seconds: float
 
 
-def bind(method: AnyMethod, segment: Segment, parameters: Mapping[str, Tensor], candidate: Candidate[Any],
-         device: Device) -> Bound:
+def bind(
+    method: AnyMethod, segment: Segment, parameters: Mapping[str, Tensor], candidate: Candidate[Any], device: Device
+) -> Bound:
     """Pack, build and bind ``segment``; see ``Method`` for the arguments."""
     started = time.perf_counter()
     packed = method.pack(segment, parameters, candidate.config)
@@ -77,7 +78,7 @@ class Stage:
         self.inputs = [conform(case.x, (0, 0), layouts[0])]
         self.residual = None if case.residual is None else conform(case.residual, (0, 0), layouts[1])
         layer = bound.segment.layer
-        shape = layer.shape.output_shape[:case.x.dim()]
+        shape = layer.shape.output_shape[: case.x.dim()]
         self.outputs = [] if bound.run.allocates else [allocate(shape, dtype=case.x.dtype)]
         self.workspace = workspace(bound.run.workspace_bytes)
 
@@ -121,8 +122,9 @@ class Oracle:
         same = y[self.images].double() == value
         share = torch.where(same, 0.0, error / bound).nan_to_num(nan=torch.inf)
         norm = float(value.norm())
-        return Verdict(float(error.norm()) / norm if norm else float(error.norm()),
-                       float(share.max()) if share.numel() else 0.0)
+        return Verdict(
+            float(error.norm()) / norm if norm else float(error.norm()), float(share.max()) if share.numel() else 0.0
+        )
 
 
 def check(stage: Stage, oracle: Oracle) -> Verdict:

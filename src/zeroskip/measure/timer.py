@@ -47,8 +47,9 @@ def measure(variants: Mapping[str, Callable[[], object]], rounds: int, threads: 
             samples[name].append((clock() - start) / 1e3 / repeats[name])
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
     contended = loaded or busy < BUSY_SHARE * wall
-    return Measurement({name: Times(tuple(values), "cpu" if threads == 1 else "wall") for name, values in samples.items()},
-                       contended)
+    return Measurement(
+        {name: Times(tuple(values), "cpu" if threads == 1 else "wall") for name, values in samples.items()}, contended
+    )
 
 
 def once(call: Callable[[], object], threads: int) -> float:

@@ -16,8 +16,11 @@ def bake(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     for module in model.modules():
-        for name in [hook._tensor_name for hook in module._forward_pre_hooks.values()
-                     if isinstance(hook, prune.BasePruningMethod)]:
+        for name in [
+            hook._tensor_name
+            for hook in module._forward_pre_hooks.values()
+            if isinstance(hook, prune.BasePruningMethod)
+        ]:
             prune.remove(module, name)
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]

@@ -24,8 +24,14 @@ class Program:
             if node.op in (CONV, LINEAR) and node.conv is not None:
                 epilogue = Epilogue(node.args[2] is not None, node.conv.activation, node.conv.residual)
                 weight = self.tensors[node.args[1].ref]
-                found[node.name] = Layer(node.name, "linear" if node.op == LINEAR else "conv2d",
-                                         self.graph.shape(node), precision, Sparsity.of(weight), epilogue)
+                found[node.name] = Layer(
+                    node.name,
+                    "linear" if node.op == LINEAR else "conv2d",
+                    self.graph.shape(node),
+                    precision,
+                    Sparsity.of(weight),
+                    epilogue,
+                )
         return found
 
     def with_tensor(self, name: str, tensor: Tensor) -> Program:
@@ -37,8 +43,11 @@ class Program:
     def without_nodes(self, gone: dict[str, str]) -> Program:
         """Drop the nodes that are keys of ``gone``; their readers read the value named by the dict instead."""
         links = {old: Ref(new) for old, new in gone.items()}
-        nodes = [replace(node, args=substitute(node.args, links), kwargs=substitute(node.kwargs, links))
-                 for node in self.graph.nodes if node.name not in gone]
+        nodes = [
+            replace(node, args=substitute(node.args, links), kwargs=substitute(node.kwargs, links))
+            for node in self.graph.nodes
+            if node.name not in gone
+        ]
         outputs = substitute(self.graph.outputs, links)
         return Program(replace(self.graph, nodes=tuple(nodes), outputs=outputs), self.tensors)
 

@@ -39,7 +39,8 @@ def trace(model: nn.Module, example: Sequence[Tensor]) -> Program:
         raise Unsupported(
             f"torch.export could not capture {type(model).__name__}: {type(error).__name__}: {_first_lines(error)}\n"
             "What to do: make `torch.export.export(model, example)` succeed first (data-dependent control flow and "
-            "non-tensor inputs are the usual causes).") from error
+            "non-tensor inputs are the usual causes)."
+        ) from error
     return _program(exported, type(model).__name__)
 
 
@@ -60,7 +61,9 @@ def _program(exported: ExportedProgram, model_name: str) -> Program:
         assert spec.target is not None
         stored = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
         if not isinstance(stored, Tensor):
-            raise Unsupported(f"{model_name} holds {spec.target}, a {type(stored).__name__}; only tensors are supported")
+            raise Unsupported(
+                f"{model_name} holds {spec.target}, a {type(stored).__name__}; only tensors are supported"
+            )
         rename[placeholder] = spec.target
         tensors[spec.target] = stored.detach()
     changed = [spec.target for spec in signature.output_specs if spec.kind is not OutputKind.USER_OUTPUT]
@@ -74,8 +77,9 @@ def _program(exported: ExportedProgram, model_name: str) -> Program:
         if isinstance(fx.meta.get("val"), Tensor):
             values[rename.get(fx.name, fx.name)] = _value(fx.meta["val"])
         if fx.op == "call_function":
-            nodes.append(Node(fx.name, _operator(fx.target, model_name), _convert(fx.args, rename),
-                              _convert(fx.kwargs, rename)))
+            nodes.append(
+                Node(fx.name, _operator(fx.target, model_name), _convert(fx.args, rename), _convert(fx.kwargs, rename))
+            )
         elif fx.op == "output":
             flat = [_convert(item, rename) for item in fx.args[0]]
             outputs = _plain(pytree.tree_unflatten(flat, exported.call_spec.out_spec), model_name)

@@ -32,8 +32,10 @@ class Bitmask:
         for size in shape:
             count *= size
         if self.mask.dtype != torch.uint8 or self.mask.dim() != 1 or self.mask.numel() != -(-count // 8):
-            raise ValueError(f"a mask for shape {shape} has {-(-count // 8)} bytes, got {self.mask.numel()} "
-                             f"elements of {self.mask.dtype}")
+            raise ValueError(
+                f"a mask for shape {shape} has {-(-count // 8)} bytes, got {self.mask.numel()} "
+                f"elements of {self.mask.dtype}"
+            )
         bits = np.unpackbits(self.mask.numpy(), bitorder="little")
         nonzero = torch.from_numpy(bits[:count].view(np.bool_))
         if self.values.dim() != 1 or self.values.numel() != int(bits.sum()) or bits[count:].any():

@@ -50,8 +50,9 @@ class Stretched:
         return sum(part.numel() * 4 for part in (self.chunks, self.blocks, self.channels, self.segments, self.entries))
 
 
-def stretch(weight: Tensor, groups: int, taps: npt.NDArray[np.int32], channel_bytes: int, block_channels: int,
-            chunks: int) -> Stretched:
+def stretch(
+    weight: Tensor, groups: int, taps: npt.NDArray[np.int32], channel_bytes: int, block_channels: int, chunks: int
+) -> Stretched:
     """Pack float32 ``weight [k, c / groups, r, s]``.
 
     Args:
@@ -69,16 +70,19 @@ def stretch(weight: Tensor, groups: int, taps: npt.NDArray[np.int32], channel_by
 
     parts: list[_Chunk] = [
         _chunk(rows[low:high], channel[low:high], range(first, last), block_channels)
-        for first, last, low, high in ((a, b, int(csr.row_offsets[a]), int(csr.row_offsets[b]))
-                                       for a, b in zip(bounds[:-1], bounds[1:], strict=True))]
+        for first, last, low, high in (
+            (a, b, int(csr.row_offsets[a]), int(csr.row_offsets[b]))
+            for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        )
+    ]
     entries = np.empty((len(rows), 2), np.int32)
     segments, blocks, channels, chunk_bounds = [], [], [], [0]
     entry = segment = channel_count = 0
     for part, first in zip(parts, bounds[:-1], strict=True):
         low = int(csr.row_offsets[first])
         order = part.order + low
-        entries[entry:entry + len(order), 0] = csr.values.numpy()[order].view(np.int32)
-        entries[entry:entry + len(order), 1] = part.position * channel_bytes + taps.reshape(-1)[tap[order]]
+        entries[entry : entry + len(order), 0] = csr.values.numpy()[order].view(np.int32)
+        entries[entry : entry + len(order), 1] = part.position * channel_bytes + taps.reshape(-1)[tap[order]]
         table = part.blocks.copy()
         table[:, 0:2] += channel_count
         table[:, 2] += entry
@@ -87,14 +91,26 @@ def stretch(weight: Tensor, groups: int, taps: npt.NDArray[np.int32], channel_by
         segments.append(part.segments)
         channels.append(part.channels)
         chunk_bounds.append(chunk_bounds[-1] + len(table))
-        entry, segment, channel_count = entry + len(order), segment + len(part.segments), channel_count + len(part.channels)
+        entry, segment, channel_count = (
+            entry + len(order),
+            segment + len(part.segments),
+            channel_count + len(part.channels),
+        )
 
     def tensor(arrays: list[npt.NDArray[np.int32]]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(np.concatenate(arrays), np.int32))
 
-    return Stretched((k, group_channels, r, s), groups, channel_bytes, torch.tensor(chunk_bounds, dtype=torch.int32),
-                     tensor(blocks), tensor(channels), tensor(segments), torch.from_numpy(entries),
-                     torch.from_numpy(np.ascontiguousarray(taps)))
+    return Stretched(
+        (k, group_channels, r, s),
+        groups,
+        channel_bytes,
+        torch.tensor(chunk_bounds, dtype=torch.int32),
+        tensor(blocks),
+        tensor(channels),
+        tensor(segments),
+        torch.from_numpy(entries),
+        torch.from_numpy(np.ascontiguousarray(taps)),
+    )
 
 
 def unstretch(packed: Stretched) -> Tensor:
@@ -104,9 +120,9 @@ def unstretch(packed: Stretched) -> Tensor:
     tap_of = {int(offset): index for index, offset in enumerate(packed.taps.numpy().reshape(-1))}
     result = np.zeros((k, group_channels, r * s), np.float32)
     for begin, _, entry, *bounds in blocks.tolist():
-        rows, lengths = segments[bounds[0]:bounds[4]].T
+        rows, lengths = segments[bounds[0] : bounds[4]].T
         count = int(lengths.sum())
-        weights, offsets = entries[entry:entry + count].T
+        weights, offsets = entries[entry : entry + count].T
         position, within = np.divmod(offsets, packed.channel_bytes)
         tap = np.array([tap_of[int(offset)] for offset in within], np.int64)
         row = np.repeat(rows, lengths)
@@ -134,11 +150,12 @@ def _balanced(row_offsets: npt.NDArray[np.int64], chunks: int) -> list[int]:
     return [0, *sorted(min(int(bound), rows) for bound in inner), rows]
 
 
-def _chunk(rows: npt.NDArray[np.int64], channel: npt.NDArray[np.int64], every_row: range,
-           block_channels: int) -> _Chunk:
+def _chunk(
+    rows: npt.NDArray[np.int64], channel: npt.NDArray[np.int64], every_row: range, block_channels: int
+) -> _Chunk:
     used = np.zeros(int(channel.max(initial=0)) + 1, np.bool_)
     used[channel] = True
-    channels = np.flatnonzero(used)[:len(channel)]
+    channels = np.flatnonzero(used)[: len(channel)]
     position = (used.cumsum() - 1)[channel]
     block, local = np.divmod(position, block_channels)
     blocks = max(1, -(-len(channels) // block_channels))
@@ -165,7 +182,18 @@ def _chunk(rows: npt.NDArray[np.int64], channel: npt.NDArray[np.int64], every_ro
 
     bounds = np.searchsorted(segment_block * 4 + kind, np.arange(blocks * 4 + 1))
     first = np.arange(blocks) * block_channels
-    table = np.column_stack([first, np.minimum(first + block_channels, len(channels)), offsets[bounds[:-1:4]],
-                             *(bounds[kind:kind + 4 * blocks:4] for kind in range(5))])
-    return _Chunk(order, local[order], channels.astype(np.int32),
-                  np.column_stack([segment_row, lengths]).astype(np.int32), table.astype(np.int32))
+    table = np.column_stack(
+        [
+            first,
+            np.minimum(first + block_channels, len(channels)),
+            offsets[bounds[:-1:4]],
+            *(bounds[kind : kind + 4 * blocks : 4] for kind in range(5)),
+        ]
+    )
+    return _Chunk(
+        order,
+        local[order],
+        channels.astype(np.int32),
+        np.column_stack([segment_row, lengths]).astype(np.int32),
+        table.astype(np.int32),
+    )

@@ -72,11 +72,12 @@ def _settle(graph: Graph, chosen: list[Option], options: Mapping[str, Sequence[O
     for _ in range(SWEEPS):
         changed = False
         for index, current in enumerate(chosen):
-            alternatives = [option for option in options[current.segment.nodes[0]]
-                            if option.segment.nodes == current.segment.nodes]
+            alternatives = [
+                option for option in options[current.segment.nodes[0]] if option.segment.nodes == current.segment.nodes
+            ]
 
             def price(option: Option, index: int = index) -> float:
-                return option.time_us + _conversions_us(graph, [*chosen[:index], option, *chosen[index + 1:]], option)
+                return option.time_us + _conversions_us(graph, [*chosen[:index], option, *chosen[index + 1 :]], option)
 
             cheapest = min(alternatives, key=price)
             if price(cheapest) < price(current):
@@ -90,21 +91,30 @@ def _settle(graph: Graph, chosen: list[Option], options: Mapping[str, Sequence[O
 def conversions_us(graph: Graph, chosen: Sequence[Option]) -> float:
     """Estimated time of every copy between layouts that ``chosen`` implies."""
     produced = _produced(chosen)
-    return sum(_copy_us(graph, name, produced.get(name), want)
-               for option in chosen for name, want in zip(option.segment.inputs, option.candidate.inputs, strict=True))
+    return sum(
+        _copy_us(graph, name, produced.get(name), want)
+        for option in chosen
+        for name, want in zip(option.segment.inputs, option.candidate.inputs, strict=True)
+    )
 
 
 def _conversions_us(graph: Graph, chosen: Sequence[Option], around: Option) -> float:
     """The same, for the edges that touch one option."""
     produced, mine = _produced(chosen), set(around.segment.outputs)
-    return sum(_copy_us(graph, name, produced.get(name), want)
-               for option in chosen for name, want in zip(option.segment.inputs, option.candidate.inputs, strict=True)
-               if option is around or name in mine)
+    return sum(
+        _copy_us(graph, name, produced.get(name), want)
+        for option in chosen
+        for name, want in zip(option.segment.inputs, option.candidate.inputs, strict=True)
+        if option is around or name in mine
+    )
 
 
 def _produced(chosen: Sequence[Option]) -> dict[str, Layout]:
-    return {name: layout for option in chosen
-            for name, layout in zip(option.segment.outputs, option.candidate.outputs, strict=True)}
+    return {
+        name: layout
+        for option in chosen
+        for name, layout in zip(option.segment.outputs, option.candidate.outputs, strict=True)
+    }
 
 
 def _copy_us(graph: Graph, name: str, have: Layout | None, want: Layout) -> float:

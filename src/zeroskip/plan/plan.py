@@ -92,24 +92,40 @@ class Plan:
         rows = [head]
         for step in self.steps:
             others = "; ".join(_rejection(item) for item in step.rejected)
-            rows.append((step.name, step.layer, f"{1 - step.density:.0%}", step.method, _ms(step.time_us),
-                         _ms(step.dense_us), _ratio(step.dense_us, step.time_us), f"{step.why}{' | ' if others else ''}{others}"))
+            rows.append(
+                (
+                    step.name,
+                    step.layer,
+                    f"{1 - step.density:.0%}",
+                    step.method,
+                    _ms(step.time_us),
+                    _ms(step.dense_us),
+                    _ratio(step.dense_us, step.time_us),
+                    f"{step.why}{' | ' if others else ''}{others}",
+                )
+            )
         widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
-        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
-                 for row in rows]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+            for row in rows
+        ]
         lines.insert(1, "-" * max(len(line) for line in lines[:1]))
         return "\n".join([*lines, "", *self.summary()])
 
     def summary(self) -> list[str]:
         """The verdict in a few lines."""
-        lines = [f"{self.device.name}, {self.device.threads} thread{'s' * (self.device.threads != 1)}, {self.precision}, "
-                 f"inputs {', '.join('x'.join(map(str, shape)) for shape in self.input_shapes)}, "
-                 f"planned in {self.tune_seconds:.1f} s"]
+        lines = [
+            f"{self.device.name}, {self.device.threads} thread{'s' * (self.device.threads != 1)}, {self.precision}, "
+            f"inputs {', '.join('x'.join(map(str, shape)) for shape in self.input_shapes)}, "
+            f"planned in {self.tune_seconds:.1f} s"
+        ]
         if found := self.confirmation:
             warning = "  (the machine was busy: take no ratio from this)" if found.contended else ""
-            lines.append(f"whole model: {found.engine_us / 1e3:.2f} ms; dense engine {found.dense_engine_us / 1e3:.2f} ms; "
-                         f"torch {found.torch_us / 1e3:.2f} ms; {found.speedup:.2f}x over torch, of which zeros "
-                         f"{found.dense_engine_us / found.engine_us:.2f}x{warning}")
+            lines.append(
+                f"whole model: {found.engine_us / 1e3:.2f} ms; dense engine {found.dense_engine_us / 1e3:.2f} ms; "
+                f"torch {found.torch_us / 1e3:.2f} ms; {found.speedup:.2f}x over torch, of which zeros "
+                f"{found.dense_engine_us / found.engine_us:.2f}x{warning}"
+            )
         return [*lines, *self.notes]
 
 

@@ -45,8 +45,14 @@ class Tuning:
     contended: bool
 
 
-def tune_program(program: Program, precision: Precision, methods: Mapping[str, AnyMethod], device: Device,
-                 progress: Progress = silent, timer: Timer = measure) -> Tuning:
+def tune_program(
+    program: Program,
+    precision: Precision,
+    methods: Mapping[str, AnyMethod],
+    device: Device,
+    progress: Progress = silent,
+    timer: Timer = measure,
+) -> Tuning:
     """Measure every method on every distinct layer of ``program``."""
     started = time.perf_counter()
     graph, layers = program.graph, program.layers(precision)
@@ -66,15 +72,21 @@ def tune_program(program: Program, precision: Precision, methods: Mapping[str, A
             found += [replace(option, segment=segment) for option in known[key].options]
             reasons += known[key].rejected
         if not found:
-            raise ZeroskipError(f"no method can run {name} ({layers[name].shape}): " +
-                                "; ".join(f"{item.method}: {item.reason}" for item in reasons))
+            raise ZeroskipError(
+                f"no method can run {name} ({layers[name].shape}): "
+                + "; ".join(f"{item.method}: {item.reason}" for item in reasons)
+            )
         options[name], refused[name] = tuple(found), tuple(reasons)
     progress(len(layers), len(layers), "")
     return Tuning(program, layers, options, refused, device, precision, time.perf_counter() - started, contended)
 
 
-def _claims(graph: Graph, layers: Mapping[str, Layer], name: str, methods: Mapping[str, AnyMethod],
-            ) -> tuple[dict[Segment, dict[str, AnyMethod]], list[Rejection]]:
+def _claims(
+    graph: Graph,
+    layers: Mapping[str, Layer],
+    name: str,
+    methods: Mapping[str, AnyMethod],
+) -> tuple[dict[Segment, dict[str, AnyMethod]], list[Rejection]]:
     claims: dict[Segment, dict[str, AnyMethod]] = {}
     reasons = []
     for method_name, method in methods.items():
@@ -96,9 +108,14 @@ def dense_plans(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> list[Plan]:
     dense = {name for name, method in methods.items() if method.exploits == "nothing"}
     plans: list[Plan] = []
     for order in (None, "nchw", "nhwc"):
-        options = {name: [option for option in found if option.method in dense and (
-                          order is None or option.candidate.outputs[0].order in (order, "any"))]
-                   for name, found in tuning.options.items()}
+        options = {
+            name: [
+                option
+                for option in found
+                if option.method in dense and (order is None or option.candidate.outputs[0].order in (order, "any"))
+            ]
+            for name, found in tuning.options.items()
+        }
         if all(options.values()):
             plan = _plan(tuning, cover(tuning.program.graph, options))
             if all(plan.steps != other.steps for other in plans):
@@ -109,32 +126,59 @@ def dense_plans(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> list[Plan]:
 def _plan(tuning: Tuning, choice: Choice) -> Plan:
     program = tuning.program
     shapes = tuple(program.graph.values[name].shape for name in program.graph.inputs)
-    return Plan(tuning.device, tuning.precision, shapes,
-                tuple(_step(tuning, option) for option in choice.options),
-                weights_hash(program.tensors), versions(), tune_seconds=tuning.seconds)
+    return Plan(
+        tuning.device,
+        tuning.precision,
+        shapes,
+        tuple(step_of(tuning, option) for option in choice.options),
+        weights_hash(program.tensors),
+        versions(),
+        tune_seconds=tuning.seconds,
+    )
 
 
 def versions() -> dict[str, str]:
     """Of everything that may change what a plan means."""
-    return {"zeroskip": __version__, "source": source_hash(), "torch": torch.__version__,
-            "llvmlite": metadata.version("llvmlite")}
+    return {
+        "zeroskip": __version__,
+        "source": source_hash(),
+        "torch": torch.__version__,
+        "llvmlite": metadata.version("llvmlite"),
+    }
 
 
-def _step(tuning: Tuning, option: Option) -> Step:
+def step_of(tuning: Tuning, option: Option) -> Step:
+    """``option`` as a step of a plan, with what it was chosen over."""
     name = option.segment.nodes[0]
     layer = option.segment.layer
     rivals = [other for other in tuning.options[name] if other.segment.nodes == option.segment.nodes]
     fastest: dict[str, float] = {}
     for other in rivals:
         fastest[other.method] = min(fastest.get(other.method, other.time_us), other.time_us)
-    lost = tuple(Rejection(method, "slower" if time_us > option.time_us else "would need its tensors in another layout",
-                           time_us) for method, time_us in fastest.items() if method != option.method)
+    lost = tuple(
+        Rejection(method, "slower" if time_us > option.time_us else "would need its tensors in another layout", time_us)
+        for method, time_us in fastest.items()
+        if method != option.method
+    )
     dense_us = fastest.get("dense")
     shape = str(layer.shape) if layer.kind == "conv2d" else f"{layer.shape.c}->{layer.shape.k} linear n{layer.shape.n}"
-    return Step(option.segment.nodes, shape, layer.weights.density, option.method, to_json(option.candidate.config),
-                option.candidate.inputs, option.candidate.outputs, _why(layer, option, fastest), option.time_us, dense_us,
-                option.floor_us, option.pack_seconds, option.build_seconds, option.packed_bytes,
-                (*lost, *tuning.refused[name]))
+    return Step(
+        option.segment.nodes,
+        shape,
+        layer.weights.density,
+        option.method,
+        to_json(option.candidate.config),
+        option.candidate.inputs,
+        option.candidate.outputs,
+        _why(layer, option, fastest),
+        option.time_us,
+        dense_us,
+        option.floor_us,
+        option.pack_seconds,
+        option.build_seconds,
+        option.packed_bytes,
+        (*lost, *tuning.refused[name]),
+    )
 
 
 def _why(layer: Layer, option: Option, fastest: Mapping[str, float]) -> str:
@@ -154,14 +198,19 @@ def validate(plan: Plan, program: Program, methods: Mapping[str, AnyMethod]) -> 
     """
     found = weights_hash(program.tensors)
     if found != plan.weights_hash:
-        raise ValueError(f"this plan was made for other weights (hash {plan.weights_hash}, the model has {found}): "
-                         "compile with replan=True to measure again")
+        raise ValueError(
+            f"this plan was made for other weights (hash {plan.weights_hash}, the model has {found}): "
+            "compile with replan=True to measure again"
+        )
     shapes = tuple(program.graph.values[name].shape for name in program.graph.inputs)
     if shapes != plan.input_shapes:
-        raise ValueError(f"this plan is for inputs of shape {plan.input_shapes}, the example has {shapes}: "
-                         "compile with replan=True to measure again")
+        raise ValueError(
+            f"this plan is for inputs of shape {plan.input_shapes}, the example has {shapes}: "
+            "compile with replan=True to measure again"
+        )
     missing = {step.method for step in plan.steps} - set(methods)
     if missing:
-        raise ValueError(f"this plan uses methods that this zeroskip does not have: {sorted(missing)}; it has "
-                         f"{sorted(methods)}: compile with replan=True to measure again")
-
+        raise ValueError(
+            f"this plan uses methods that this zeroskip does not have: {sorted(missing)}; it has "
+            f"{sorted(methods)}: compile with replan=True to measure again"
+        )

@@ -50,8 +50,9 @@ class Tuned:
     contended: bool
 
 
-def tune(segment: Segment, methods: Mapping[str, AnyMethod], parameters: Mapping[str, Tensor], device: Device,
-         timer: Timer) -> Tuned:
+def tune(
+    segment: Segment, methods: Mapping[str, AnyMethod], parameters: Mapping[str, Tensor], device: Device, timer: Timer
+) -> Tuned:
     """Check and time the candidates of every method in ``methods`` for a segment of one layer.
 
     A candidate that fails to compile or is wrong is never an option; it is a rejection that says so.
@@ -72,7 +73,9 @@ def tune(segment: Segment, methods: Mapping[str, AnyMethod], parameters: Mapping
                     problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                     continue
                 if not verdict.right:
-                    problem = f"WRONG: an element is {verdict.worst:.3g} times its error bound away with {candidate.config}"
+                    problem = (
+                        f"WRONG: an element is {verdict.worst:.3g} times its error bound away with {candidate.config}"
+                    )
                     continue
                 quick.append((once(stage, device.threads), stage))
             if not quick:
@@ -92,5 +95,13 @@ def tune(segment: Segment, methods: Mapping[str, AnyMethod], parameters: Mapping
 
 def _option(bound: Bound, time_us: float, device: Device) -> Option:
     floor = bound.method.cost(bound.segment).seconds(device) * 1e6
-    return Option(bound.method.name, bound.candidate, bound.segment, time_us, bound.pack_seconds, bound.build_seconds,
-                  packed_bytes(bound.packed), floor)
+    return Option(
+        bound.method.name,
+        bound.candidate,
+        bound.segment,
+        time_us,
+        bound.pack_seconds,
+        bound.build_seconds,
+        packed_bytes(bound.packed),
+        floor,
+    )

@@ -17,6 +17,7 @@ from zeroskip.report.tables import CONTENDED, Comparison, milliseconds, ordered,
 
 Chart = dict[str, Any]
 _BAR_PX, _STEP_PX, _MARGIN_PX = 27, 72, 12
+_TICKS = [digit * 10.0**power for power in range(-2, 6) for digit in (1, 2, 5)]
 
 
 def layer_bars(plan: Plan, colours: Mapping[str, str]) -> Chart:
@@ -105,7 +106,8 @@ def roofline(works: Sequence[Work], peak_gflops: float, peak_gbps: float, colour
     return {"data": data, "layout": {
         "height": 420, "margin": {"l": 62, "r": 16, "t": 12, "b": 52}, "showlegend": False, "hovermode": "closest",
         "xaxis": axis | {"title": {"text": "useful FLOP per byte"}, "dtick": 1},
-        "yaxis": axis | {"title": {"text": "useful GFLOP/s"}, "dtick": "D2"}}}
+        "yaxis": axis | {"title": {"text": "useful GFLOP/s"}, "tickvals": _TICKS,
+                         "ticktext": [f"{tick:g}" for tick in _TICKS]}}}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 "use strict";
 
 const FONT_PX = 12.5;
-const MOST_LABEL = 0.72;  // of the width; a longer label is cut off rather than leaving no room for bars
+const MOST_LABEL = 0.8;  // of the width; a longer label is cut off rather than leaving no room for bars
 const pen = document.createElement("canvas").getContext("2d");
 
 // The end of the axis at which every label still fits behind its bar.

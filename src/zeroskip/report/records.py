@@ -98,7 +98,7 @@ class Writer:
             self._known.add(name)
         return name
 
-    def write(self, record: Record) -> None:
+    def record(self, record: Record) -> None:
         """Append one record.
 
         Raises:

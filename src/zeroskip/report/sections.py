@@ -92,7 +92,8 @@ def plan_table(plan: Plan) -> Html:
     """Every step, and why not the other methods."""
     head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why", "not chosen")
     rows = [(tag("th", step.name, scope="row"), tag("td", step.layer, class_="nowrap"),
-             _number(f"{1 - step.density:.0%}"), tag("td", step.method), _number(_ms(step.time_us)), _number(_ms(step.dense_us)), _number(_speedup(step)),
+             _number(f"{1 - step.density:.0%}"), tag("td", step.method), _number(_ms(step.time_us)),
+             _number(_ms(step.dense_us)), _number(_speedup(step)),
              tag("td", step.why, class_="wide"), tag("td", *map(_rejection, step.rejected), class_="wide"))
             for step in plan.steps]
     return section("Plan", "What runs each step, and what every other method lost by or was refused for.",
@@ -130,7 +131,7 @@ def roofline(plan: Plan, colours: Colours) -> Html:
     known = "under this machine's measured peaks" if all(peaks) else "without a roof, as the peaks were not measured"
     content = [legend([work.method for work in works], colours), chart(charts.roofline(works, *peaks, colours))]
     if wrong:
-        text = f"Error: above the roof, so a time, a count or a peak is wrong: {', '.join(work.name for work in wrong)}."
+        text = f"Error: above the roof, so a time, a count or a peak is wrong: {', '.join(work.name for work in wrong)}"
         content.insert(0, tag("p", text, class_="error"))
     return section("Roofline", f"Arithmetic on nonzero weights only, {known}.", *content)
 

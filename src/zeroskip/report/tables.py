@@ -110,15 +110,20 @@ def ordered(methods: Iterable[str]) -> list[str]:
 
 
 def describe(case: Mapping[str, Any]) -> str:
-    """A case in words: ``1x1 128->128 @56x56, 90% zeros, batch 1, 1 thread``."""
+    """A case in words: ``1x1 128->128 @56x56, 90% zeros, batch 1, 1 thread``.
+
+    A name is expected to tell the rest: shape, image, stride.
+    """
     parts = [str(case.get("name", "unnamed"))]
-    for key, value in case.items():
-        if key == "density" and isinstance(value, int | float):
-            parts.append(f"{(1 - value) * 100:.4g}% zeros")
-        elif key == "threads":
-            parts.append(f"{value} thread{'s' * (value != 1)}")
-        elif key not in ("kind", "name"):
-            parts.append(f"{key} {value}")
+    mask, density = str(case.get("mask", "random")), case.get("density")
+    if mask != "random":
+        parts.append(f"{mask} mask")
+    if isinstance(density, int | float) and not mask.startswith("trained"):  # a trained mask brings its own density
+        parts.append(f"{(1 - density) * 100:.4g}% zeros")
+    if "batch" in case:
+        parts.append(f"batch {case['batch']}")
+    if "threads" in case:
+        parts.append(f"{case['threads']} thread{'s' * (case['threads'] != 1)}")
     return ", ".join(parts)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from zeroskip.core.layer import Precision
-from zeroskip.core.method import AnyMethod
+from zeroskip.core.method import AnyMethod, Run
 from zeroskip.measure.peaks import this_device
 from zeroskip.measure.timer import measure
 from zeroskip.methods import registry
@@ -24,6 +24,7 @@ from zeroskip.model.passes import simplify
 from zeroskip.plan.plan import Confirmation, Plan
 from zeroskip.plan.planner import Progress, best_plan, dense_plans, silent, tune_program, validate
 from zeroskip.run.engine import Engine, Variant, executor
+from zeroskip.run.refine import refine
 
 CONFIRM_SECONDS = 3.0
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 31
@@ -35,9 +36,16 @@ _PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.float1
 Example = Tensor | tuple[Tensor, ...]
 
 
-def compile(model: nn.Module, example: Example | list[Example], *, threads: int | None = None,
-            methods: Sequence[str] | None = None, plan: Plan | Sequence[Plan] | None = None, replan: bool = False,
-            progress: Progress = silent) -> Engine:
+def compile(
+    model: nn.Module,
+    example: Example | list[Example],
+    *,
+    threads: int | None = None,
+    methods: Sequence[str] | None = None,
+    plan: Plan | Sequence[Plan] | None = None,
+    replan: bool = False,
+    progress: Progress = silent,
+) -> Engine:
     """Make an engine that runs ``model`` with the fastest method per layer, found by measuring on this machine.
 
     Works on a copy in evaluation mode.  Pruning masks and parametrizations are baked into the weights, batch norm
@@ -67,8 +75,10 @@ def compile(model: nn.Module, example: Example | list[Example], *, threads: int 
     plans = [None] * len(examples) if plan is None else [plan] if isinstance(plan, Plan) else list(plan)
     if len(plans) != len(examples):
         raise ValueError(f"got {len(plans)} plans for {len(examples)} examples; give one per example")
-    variants = [_variant(model, inputs, given, replan, threads, chosen, progress)
-                for inputs, given in zip(examples, plans, strict=True)]
+    variants = [
+        _variant(model, inputs, given, replan, threads, chosen, progress)
+        for inputs, given in zip(examples, plans, strict=True)
+    ]
     return Engine(variants, registry())
 
 
@@ -92,8 +102,15 @@ def _methods(names: Sequence[str] | None) -> dict[str, AnyMethod]:
     return {name: method for name, method in known.items() if name in names or method.exploits == "nothing"}
 
 
-def _variant(model: nn.Module, inputs: tuple[Tensor, ...], given: Plan | None, replan: bool, threads: int,
-             methods: Mapping[str, AnyMethod], progress: Progress) -> Variant:
+def _variant(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    given: Plan | None,
+    replan: bool,
+    threads: int,
+    methods: Mapping[str, AnyMethod],
+    progress: Progress,
+) -> Variant:
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices - {"cpu"}:
         raise ValueError(f"this version runs on the cpu, the model is on {sorted(devices)}: use model.cpu()")
@@ -113,23 +130,31 @@ def _variant(model: nn.Module, inputs: tuple[Tensor, ...], given: Plan | None, r
     torch.set_num_threads(threads)
     try:
         tuning = tune_program(program, precision, methods, this_device(threads), progress)
-        best, dense = best_plan(tuning), dense_plans(tuning, methods)
-        plan = _confirm(model, inputs, Variant(program, best), [Variant(program, other) for other in dense], methods,
-                        threads)
+        runs: dict[str, Run] = {}
+        best = refine(tuning, best_plan(tuning), inputs, methods, runs, progress)
+        dense = [Variant(program, other) for other in dense_plans(tuning, methods)]
+        plan = _confirm(model, inputs, Variant(program, best), dense, methods, runs, threads)
     finally:
         torch.set_num_threads(before)
     return Variant(program, replace(plan, tune_seconds=time.perf_counter() - started))
 
 
-def _confirm(model: nn.Module, inputs: tuple[Tensor, ...], best: Variant, dense: list[Variant],
-             methods: Mapping[str, AnyMethod], threads: int) -> Plan:
+def _confirm(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    best: Variant,
+    dense: list[Variant],
+    methods: Mapping[str, AnyMethod],
+    runs: dict[str, Run],
+    threads: int,
+) -> Plan:
     """Run the whole engine and the whole torch model in turns; a dense plan takes over where it is faster."""
     torch_calls, reference = _torch_models(model, inputs)
     engines = {"best": best} | {f"dense {index}": variant for index, variant in enumerate(dense)}
     calls: dict[str, Callable[[], object]] = dict(torch_calls)
     notes: list[str] = []
     for name, variant in engines.items():
-        run = executor(variant, methods)
+        run = executor(variant, methods, runs)
         if name == "best" and (difference := distance(run(inputs), reference)) > SAME:
             notes.append(f"the engine's outputs differ from torch's by {difference:.2g} of the largest output")
             warnings.warn(notes[-1], stacklevel=4)
@@ -144,8 +169,12 @@ def _confirm(model: nn.Module, inputs: tuple[Tensor, ...], best: Variant, dense:
     if winner != "best" and any(step.method not in ("dense",) for step in best.plan.steps):
         notes.append(f"a dense plan won: the plan with sparse methods took {medians['best'] / 1e3:.2f} ms as a whole")
     confirmation = Confirmation(
-        engine_us=medians[winner], dense_engine_us=min(medians[name] for name in engines if name.startswith("dense")),
-        torch_us=min(medians[name] for name in torch_calls), rounds=rounds, contended=measured.contended)
+        engine_us=medians[winner],
+        dense_engine_us=min(medians[name] for name in engines if name.startswith("dense")),
+        torch_us=min(medians[name] for name in torch_calls),
+        rounds=rounds,
+        contended=measured.contended,
+    )
     return replace(engines[winner].plan, confirmation=confirmation, notes=tuple(notes))
 
 
@@ -159,7 +188,9 @@ def _torch_models(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[st
         with torch.no_grad():
             return module(*arguments)
 
-    return {"torch": lambda: run(plain, inputs), "torch channels_last": lambda: run(last, last_inputs)}, run(plain, inputs)
+    return {"torch": lambda: run(plain, inputs), "torch channels_last": lambda: run(last, last_inputs)}, run(
+        plain, inputs
+    )
 
 
 def distance(ours: Any, theirs: Any) -> float:

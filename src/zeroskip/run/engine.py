@@ -62,13 +62,17 @@ class Engine(nn.Module):
         run = self._executors.get(shapes)
         if run is None:
             known = "; ".join(", ".join("x".join(map(str, shape)) for shape in key) for key in self._executors)
-            raise ValueError(f"this engine was compiled for inputs of shape {known}, got "
-                             f"{', '.join('x'.join(map(str, shape)) for shape in shapes) or 'none'}: compile it with an "
-                             "example of that shape too, as in zeroskip.compile(model, [example1, example2])")
+            raise ValueError(
+                f"this engine was compiled for inputs of shape {known}, got "
+                f"{', '.join('x'.join(map(str, shape)) for shape in shapes) or 'none'}: compile it with an "
+                "example of that shape too, as in zeroskip.compile(model, [example1, example2])"
+            )
         for x, dtype in zip(inputs, self._dtypes, strict=True):
             if x.dtype != dtype or x.device.type != "cpu":
-                raise ValueError(f"this engine takes {dtype} on the cpu, got {x.dtype} on {x.device}: convert the input "
-                                 f"or compile with such an example")
+                raise ValueError(
+                    f"this engine takes {dtype} on the cpu, got {x.dtype} on {x.device}: convert the input "
+                    f"or compile with such an example"
+                )
         return run(inputs)
 
     def save(self, path: str | Path) -> None:
@@ -85,16 +89,25 @@ class Engine(nn.Module):
         return "\n".join(self.plan.summary())
 
 
-def executor(variant: Variant, methods: Mapping[str, AnyMethod]) -> Executor:
-    """Pack, build and bind every step of a plan."""
+def executor(variant: Variant, methods: Mapping[str, AnyMethod], known: dict[str, Run] | None = None) -> Executor:
+    """Pack, build and bind every step of a plan.
+
+    Args:
+        known: runs bound before, by step and configuration; used instead of binding again, and added to.
+    """
     program, plan = variant.program, variant.plan
     layers = program.layers(plan.precision)
+    known = {} if known is None else known
     runs: dict[str, Run] = {}
     for step in plan.steps:
-        method = methods[step.method]
-        segment = next(segment for segment in method.claim(program.graph, layers, step.nodes[0])
-                       if segment.nodes == step.nodes)
-        candidate = Candidate(from_json(method.config_type, step.config), step.inputs, step.outputs)
-        parameters = layer_parameters(program.graph, segment, program.tensors)
-        runs[step.name] = bind(method, segment, parameters, candidate, plan.device).run
+        key = f"{step.nodes} {step.method} {step.config}"
+        if key not in known:
+            method = methods[step.method]
+            segment = next(
+                segment for segment in method.claim(program.graph, layers, step.nodes[0]) if segment.nodes == step.nodes
+            )
+            candidate = Candidate(from_json(method.config_type, step.config), step.inputs, step.outputs)
+            parameters = layer_parameters(program.graph, segment, program.tensors)
+            known[key] = bind(method, segment, parameters, candidate, plan.device).run
+        runs[step.name] = known[key]
     return Executor(program, plan, runs)

@@ -41,8 +41,11 @@ class Executor:
         for name in (*graph.inputs, *graph.parameters, *(node.name for node in graph.nodes)):
             self._slot[name] = len(self._slot)
         self._workspace_slot = self._number("workspace")
-        self._calls = [(self._call(names, position), names[-1]) for position, names in enumerate(order)
-                       if names[-1] not in self._storage.joined]
+        self._calls = [
+            (self._call(names, position), names[-1])
+            for position, names in enumerate(order)
+            if names[-1] not in self._storage.joined
+        ]
         self._releases = self._last_uses(order)
         self._parameters = [(self._slot[name], program.tensors[name]) for name in graph.parameters]
         self._workspace_bytes = max((run.workspace_bytes for run in runs.values()), default=0)
@@ -136,8 +139,9 @@ class Executor:
         named = {key: fill(value) for key, value in node.kwargs.items()}
 
         def call(slots: Slots) -> None:
-            slots[slot] = function(*[argument(slots) for argument in arguments],
-                                   **{key: value(slots) for key, value in named.items()})
+            slots[slot] = function(
+                *[argument(slots) for argument in arguments], **{key: value(slots) for key, value in named.items()}
+            )
 
         return call
 
@@ -154,8 +158,10 @@ class Executor:
         run, output = self._runs[step.name], step.nodes[-1]
         y, scratch = self._slot[output], self._workspace_slot
         prepare: list[Call] = []
-        sources = [self._conversion(name, want, position, prepare)
-                   for name, want in zip(step_inputs(self._graph, step), step.inputs, strict=True)]
+        sources = [
+            self._conversion(name, want, position, prepare)
+            for name, want in zip(step_inputs(self._graph, step), step.inputs, strict=True)
+        ]
         fresh = self._fresh(output) if not run.allocates else None
         residual = len(step.nodes) == 1 and len(sources) == 2
         main = sources[:1] if residual else sources
@@ -166,8 +172,9 @@ class Executor:
                 convert(slots)
             if fresh is not None:
                 fresh(slots)
-            slots[y] = run([slots[slot] for slot in main], (slots[y],), slots[scratch],
-                           None if extra is None else slots[extra])[0]
+            slots[y] = run(
+                [slots[slot] for slot in main], (slots[y],), slots[scratch], None if extra is None else slots[extra]
+            )[0]
 
         return call
 
@@ -255,4 +262,3 @@ def _fits(have: tuple[int, int], want: Layout) -> bool:
     if want.halo == (0, 0):
         return have == (0, 0)
     return have[0] >= want.halo[0] and have[1] >= want.halo[1]
-

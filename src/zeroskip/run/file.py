@@ -31,7 +31,8 @@ SPARSE_BELOW = 0.9
 """Density under which a tensor is stored by its nonzeros."""
 
 OPERATORS = frozenset(
-    f"aten.{name}" for name in """
+    f"aten.{name}"
+    for name in """
     _adaptive_avg_pool2d.default _log_softmax.default _native_batch_norm_legit_no_training.default _softmax.default
     _to_copy.default abs.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default add.Scalar add.Tensor addmm.default
     amax.default amin.default argmax.default avg_pool1d.default avg_pool2d.default bmm.default cat.default chunk.default
@@ -46,7 +47,8 @@ OPERATORS = frozenset(
     softmax.int softplus.default split.Tensor split_with_sizes.default sqrt.default squeeze.default squeeze.dim
     squeeze.dims stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList t.default tanh.default topk.default
     transpose.int unsqueeze.default upsample_bilinear2d.default upsample_bilinear2d.vec upsample_nearest2d.default
-    upsample_nearest2d.vec view.default where.self""".split()) | {CONV, LINEAR, "getitem"}
+    upsample_nearest2d.vec view.default where.self""".split()
+) | {CONV, LINEAR, "getitem"}
 """What a file may call: functions of tensors without side effects."""
 
 
@@ -57,8 +59,10 @@ def save(variants: Sequence[Variant], path: Path) -> None:
         graph = variant.program.graph
         for node in graph.nodes:
             if node.op not in OPERATORS:
-                raise SaveError(f"node {node.name} runs {node.op}, which a .zsk file may not call: the engine works in "
-                                "this process, but it cannot be saved")
+                raise SaveError(
+                    f"node {node.name} runs {node.op}, which a .zsk file may not call: the engine works in "
+                    "this process, but it cannot be saved"
+                )
         try:
             documents.append({"graph": graph_to_json(graph), "plan": to_json(variant.plan)})
         except TypeError as error:
@@ -98,12 +102,15 @@ def _read(path: Path) -> list[Variant]:
     with safetensors.safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("zeroskip")
         if text is None:
-            raise FileFormatError(f"{path} is a safetensors file without zeroskip's metadata; expected one written by "
-                                  "engine.save(...)")
+            raise FileFormatError(
+                f"{path} is a safetensors file without zeroskip's metadata; expected one written by engine.save(...)"
+            )
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
     document = json.loads(text)
     if document["format"] != FORMAT:
-        raise FileFormatError(f"{path} has format {document['format']!r}, this zeroskip reads {FORMAT}: update zeroskip")
+        raise FileFormatError(
+            f"{path} has format {document['format']!r}, this zeroskip reads {FORMAT}: update zeroskip"
+        )
     variants: list[Variant] = []
     methods = registry()
     for item in document["variants"]:
@@ -140,8 +147,9 @@ def _check_names(graph: Graph) -> None:
         if unknown or node.name in known:
             raise FileFormatError(f"node {node.name} reads {unknown} before they exist, or exists twice")
         if (node.conv is not None) != (node.op in (CONV, LINEAR)):
-            raise FileFormatError(f"node {node.name} ({node.op}) must have convolution attributes if it is a layer, and "
-                                  "only then")
+            raise FileFormatError(
+                f"node {node.name} ({node.op}) must have convolution attributes if it is a layer, and only then"
+            )
         known.add(node.name)
     if not graph.output_names or not set(graph.output_names) <= known or not set(graph.inputs) <= set(graph.values):
         raise FileFormatError("the graph's inputs or outputs name values that do not exist")

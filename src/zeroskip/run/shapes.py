@@ -31,7 +31,10 @@ def check_shapes(program: Program) -> None:
     for node in graph.nodes:
         found = known[node.name] = _result(graph, node, known)
         if isinstance(found, Tensor):
-            stated, actual = graph.values.get(node.name), Value(tuple(found.shape), str(found.dtype).removeprefix("torch."))
+            stated, actual = (
+                graph.values.get(node.name),
+                Value(tuple(found.shape), str(found.dtype).removeprefix("torch.")),
+            )
             if stated != actual:
                 raise FileFormatError(f"{node.name} computes {actual}, the file says {stated}")
     for ref in refs(graph.outputs):
@@ -67,7 +70,9 @@ def _layer(graph: Graph, node: Node, known: dict[str, Any]) -> Tensor:
     if tuple(weight.shape) not in (shape.weight_shape, shape.weight_shape[:2]):
         raise FileFormatError(f"the weight of {node.name} is {tuple(weight.shape)}, its input says {shape}")
     out = (*x.shape[:-1], shape.k) if node.op == LINEAR else shape.output_shape
-    if (bias is not None and tuple(bias.shape) != (shape.k,)) or (residual is not None and tuple(residual.shape) != out):
+    if (bias is not None and tuple(bias.shape) != (shape.k,)) or (
+        residual is not None and tuple(residual.shape) != out
+    ):
         raise FileFormatError(f"bias or residual of {node.name} does not fit {shape}")
     if (residual is None) != (node.conv.residual == "none"):
         raise FileFormatError(f"{node.name} has a residual and does not say where, or the other way round")

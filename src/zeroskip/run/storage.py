@@ -14,10 +14,25 @@ from zeroskip.plan.plan import Step
 
 Halo = tuple[int, int]
 
-ALIASES = ("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten.permute.default",
-           "aten.transpose.int", "aten.squeeze.dims", "aten.squeeze.dim", "aten.squeeze.default",
-           "aten.unsqueeze.default", "aten.slice.Tensor", "aten.select.int", "aten.expand.default", "getitem",
-           "aten.t.default", "aten.chunk.default", "aten.split.Tensor", "aten.split_with_sizes.default")
+ALIASES = (
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten.flatten.using_ints",
+    "aten.permute.default",
+    "aten.transpose.int",
+    "aten.squeeze.dims",
+    "aten.squeeze.dim",
+    "aten.squeeze.default",
+    "aten.unsqueeze.default",
+    "aten.slice.Tensor",
+    "aten.select.int",
+    "aten.expand.default",
+    "getitem",
+    "aten.t.default",
+    "aten.chunk.default",
+    "aten.split.Tensor",
+    "aten.split_with_sizes.default",
+)
 """Operators whose result may share memory with their first argument.  Others are caught by ``returns_alias``."""
 
 
@@ -119,8 +134,12 @@ def _wants(graph: Graph, steps: Mapping[str, Step]) -> dict[str, list[Layout]]:
 def step_inputs(graph: Graph, step: Step) -> list[str]:
     """The values a step reads from outside, parameters excluded, in the order of its layouts."""
     inside = set(step.nodes)
-    names = [name for node in step.nodes for name in graph.node(node).inputs
-             if name not in inside and name not in graph.parameters]
+    names = [
+        name
+        for node in step.nodes
+        for name in graph.node(node).inputs
+        if name not in inside and name not in graph.parameters
+    ]
     return list(dict.fromkeys(names)) if len(step.nodes) > 1 else names
 
 
@@ -140,7 +159,9 @@ def _output_layout(steps: Mapping[str, Step], name: str) -> Layout:
 
 def _families(graph: Graph, steps: Mapping[str, Step]) -> dict[str, set[str]]:
     """For each value: itself and every value that may share its memory as a view."""
-    family: dict[str, set[str]] = {node.name: {node.name} for node in graph.nodes} | {name: {name} for name in graph.inputs}
+    family: dict[str, set[str]] = {node.name: {node.name} for node in graph.nodes} | {
+        name: {name} for name in graph.inputs
+    }
     for node in reversed(graph.nodes):
         first = next(iter(node.inputs), None)
         if node.name not in steps and first in family and returns_alias(node):
@@ -154,8 +175,11 @@ def _joins(graph: Graph, node: Node, static: set[str]) -> bool:
         return False
     parts = node.args[0]
     names = [part.ref for part in parts if isinstance(part, Ref)]
-    return (len(set(names)) == len(parts) and all(name in static for name in names)
-            and len(graph.values[node.name].shape) == 4)
+    return (
+        len(set(names)) == len(parts)
+        and all(name in static for name in names)
+        and len(graph.values[node.name].shape) == 4
+    )
 
 
 class BufferSet:

@@ -50,8 +50,10 @@ class Dense(LayerMethod[DenseConfig, DensePacked]):
         configs = [DenseConfig("nchw", "torch"), DenseConfig("nhwc", "torch")]
         if torch.backends.mkldnn.is_available() and segment.layer.shape.n > 0:
             configs.insert(0, DenseConfig("nhwc", "onednn"))
-        return [Candidate(config, (Layout(config.order),) * len(segment.inputs), (Layout(config.order),))
-                for config in configs]
+        return [
+            Candidate(config, (Layout(config.order),) * len(segment.inputs), (Layout(config.order),))
+            for config in configs
+        ]
 
     def pack(self, segment: Segment, parameters: Parameters, config: DenseConfig) -> DensePacked:
         weight = parameters["weight"].detach()
@@ -95,16 +97,32 @@ class _DenseRun:
 
 
 class ConvRun(_DenseRun):
-    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
-                 residual: Tensor | None = None) -> Sequence[Tensor]:
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        workspace: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> Sequence[Tensor]:
         return (self.finish(self.conv(inputs[0]), residual),)
 
 
 class LinearRun(_DenseRun):
-    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
-                 residual: Tensor | None = None) -> Sequence[Tensor]:
-        return (epilogue(functional.linear(inputs[0], self.weight, self.bias), self.epilogue.activation,
-                         self.epilogue.residual, residual),)
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        workspace: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> Sequence[Tensor]:
+        return (
+            epilogue(
+                functional.linear(inputs[0], self.weight, self.bias),
+                self.epilogue.activation,
+                self.epilogue.residual,
+                residual,
+            ),
+        )
 
 
 class OnednnRun(_DenseRun):
@@ -115,17 +133,25 @@ class OnednnRun(_DenseRun):
         shape = self.shape
         self.geometry: tuple[Any, ...] = (shape.padding, shape.stride, shape.dilation, shape.groups)
         self.reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(
-            packed.weight.to_mkldnn(), *self.geometry, shape.input_shape)
+            packed.weight.to_mkldnn(), *self.geometry, shape.input_shape
+        )
         self.fuses_relu = self.epilogue.activation == "relu" and self.epilogue.residual != "before"
         self.fuses_sum = self.epilogue.activation in ("none", "relu") and self.epilogue.residual == "before"
 
-    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
-                 residual: Tensor | None = None) -> Sequence[Tensor]:
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        workspace: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> Sequence[Tensor]:
         x = inputs[0]
         operator = torch.ops.mkldnn._convolution_pointwise
         if self.fuses_sum:
             unary = "relu" if self.epilogue.activation == "relu" else None
-            return (operator.binary(x, residual, self.reordered, self.bias, *self.geometry, "add", 1.0, unary, [], None),)
+            return (
+                operator.binary(x, residual, self.reordered, self.bias, *self.geometry, "add", 1.0, unary, [], None),
+            )
         y = operator(x, self.reordered, self.bias, *self.geometry, "relu" if self.fuses_relu else "none", [], "")
         if self.fuses_relu:
             return (y if residual is None else y.add_(residual),)

@@ -105,8 +105,14 @@ def _seconds(layer: Layer, geometry: Geometry, device: Device) -> float:
 # -- weights and code -----------------------------------------------------------------------------------
 def pack(layer: Layer, weight: Tensor, bias: Tensor | None, config: EscortConfig) -> EscortPacked:
     geometry = Geometry.of(layer.shape, layer.kind == "linear", layer.epilogue, config)
-    stretched = stretch(weight.detach().reshape(layer.shape.weight_shape), layer.shape.groups, geometry.tap_bytes,
-                        geometry.channel_floats * FLOAT, config.block_channels, config.chunks)
+    stretched = stretch(
+        weight.detach().reshape(layer.shape.weight_shape),
+        layer.shape.groups,
+        geometry.tap_bytes,
+        geometry.channel_floats * FLOAT,
+        config.block_channels,
+        config.chunks,
+    )
     bias = torch.zeros(layer.shape.k) if bias is None else bias.detach().to(torch.float32).contiguous()
     return EscortPacked(geometry, stretched, bias)
 
@@ -127,14 +133,25 @@ class EscortRun:
         self.padding = layer.shape.padding
         self._call = entry(self.code.address)
         weight = packed.weight
-        tables = {"bias": packed.bias, "chunks": weight.chunks, "blocks": weight.blocks, "channels": weight.channels,
-                  "segments": weight.segments, "entries": weight.entries}
+        tables = {
+            "bias": packed.bias,
+            "chunks": weight.chunks,
+            "blocks": weight.blocks,
+            "channels": weight.channels,
+            "segments": weight.segments,
+            "entries": weight.entries,
+        }
         self._template = np.zeros(len(ARGUMENTS), np.int64)
         for name, table in tables.items():
             self._template[ARGUMENTS.index(name)] = table.data_ptr()
 
-    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
-                 residual: Tensor | None = None) -> Sequence[Tensor]:
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        workspace: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> Sequence[Tensor]:
         assert workspace is not None
         x, y = inputs[0], outputs[0]
         arguments = self._template.copy()

@@ -165,8 +165,12 @@ class Geometry:
     def grid(self) -> tuple[int, int, int, int]:
         """Work items: chunks of output channels, groups of images, tile rows, tile columns."""
         problem, config = self.problem, self.config
-        return (config.chunks, -(-problem.n // config.images), -(-problem.p // config.rows),
-                -(-problem.q // config.cols))
+        return (
+            config.chunks,
+            -(-problem.n // config.images),
+            -(-problem.p // config.rows),
+            -(-problem.q // config.cols),
+        )
 
     @property
     def items(self) -> int:

@@ -24,9 +24,32 @@ from zeroskip.methods.escort.cpu_geometry import FLOAT, Geometry, Piece, powers_
 from zeroskip.pack.stretched import BLOCK_FIELDS, FIRST, FIRST_AND_LAST, LAST, MIDDLE
 
 SYMBOL = "escort"
-ARGUMENTS = ("x", "y", "residual", "bias", "chunks", "blocks", "channels", "segments", "entries", "workspace",
-             "ticket", "thread", "x_image", "x_plane", "x_row", "x_col", "y_image", "y_plane", "y_row", "y_col",
-             "r_image", "r_plane", "r_row", "r_col")
+ARGUMENTS = (
+    "x",
+    "y",
+    "residual",
+    "bias",
+    "chunks",
+    "blocks",
+    "channels",
+    "segments",
+    "entries",
+    "workspace",
+    "ticket",
+    "thread",
+    "x_image",
+    "x_plane",
+    "x_row",
+    "x_col",
+    "y_image",
+    "y_plane",
+    "y_row",
+    "y_col",
+    "r_image",
+    "r_plane",
+    "r_row",
+    "r_col",
+)
 """The 64-bit fields of the argument: pointers, two counters that start at 0, and strides in bytes."""
 
 
@@ -45,11 +68,15 @@ class _Kernel:
         self.emit = Emitter()
         used = [name for name in ARGUMENTS if geometry.residual != "none" or not name.startswith("r")]
         counters = ("ticket", "thread")
-        pointers = ARGUMENTS[:ARGUMENTS.index("ticket")]
-        self.arg = {name: (self.emit.load_pointer if name in pointers else self.emit.load_i64)("%args", self._field(name))
-                    for name in used if name not in counters}
-        self.sums_of = [[self.emit.slot(vector(self.lanes)) for _ in range(self.config.vectors)]
-                        for _ in range(self.config.chains)]
+        pointers = ARGUMENTS[: ARGUMENTS.index("ticket")]
+        self.arg = {
+            name: (self.emit.load_pointer if name in pointers else self.emit.load_i64)("%args", self._field(name))
+            for name in used
+            if name not in counters
+        }
+        self.sums_of = [
+            [self.emit.slot(vector(self.lanes)) for _ in range(self.config.vectors)] for _ in range(self.config.chains)
+        ]
 
     @staticmethod
     def _field(name: str) -> int:
@@ -161,8 +188,9 @@ class _Kernel:
             index = at + lane * stride
             offset = emit.mul(self.arg["x_col"], index) if self.problem.strided else str(index * FLOAT)
             scalar = emit.load(source, offset, 1)
-            value = scalar if width == 1 else emit.let(
-                f"insertelement {vector(width)} {value}, float {scalar}, i32 {lane}")
+            value = (
+                scalar if width == 1 else emit.let(f"insertelement {vector(width)} {value}, float {scalar}, i32 {lane}")
+            )
         return value
 
     # -- one output channel against one panel -----------------------------------------------------
@@ -233,8 +261,11 @@ class _Kernel:
             value = emit.get(sums, vector(self.lanes))
             for piece in self.geometry.pieces(within):
                 width = piece.width
-                part = value if width == self.lanes else emit.shuffle(
-                    value, "poison", self.lanes, range(piece.lane, piece.lane + width))
+                part = (
+                    value
+                    if width == self.lanes
+                    else emit.shuffle(value, "poison", self.lanes, range(piece.lane, piece.lane + width))
+                )
                 if residual == "before":
                     part = emit.fadd(part, emit.load(r, self._offset("r", image, piece), width), width)
                 part = self._activate(part, width)

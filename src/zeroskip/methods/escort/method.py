@@ -31,8 +31,10 @@ class Escort(LayerMethod[EscortConfig, cpu.EscortPacked]):
         return None
 
     def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[EscortConfig]]:
-        return [Candidate(config, *_edges(segment, config), run_seconds=seconds, build_seconds=0.1)
-                for seconds, config in cpu.configs(segment.layer, device)]
+        return [
+            Candidate(config, *_edges(segment, config), run_seconds=seconds, build_seconds=0.1)
+            for seconds, config in cpu.configs(segment.layer, device)
+        ]
 
     def pack(self, segment: Segment, parameters: Parameters, config: EscortConfig) -> cpu.EscortPacked:
         return cpu.pack(segment.layer, parameters["weight"], parameters.get("bias"), config)

@@ -13,8 +13,15 @@ from zeroskip.model.program import Program
 
 Pass = Callable[[Program], Program]
 
-PASSES: tuple[Pass, ...] = (name_layers, remove_dead, fold_batch_norm, fuse_activation, fuse_residual, fuse_activation,
-                            remove_dead)
+PASSES: tuple[Pass, ...] = (
+    name_layers,
+    remove_dead,
+    fold_batch_norm,
+    fuse_activation,
+    fuse_residual,
+    fuse_activation,
+    remove_dead,
+)
 """Activations are looked for twice: behind a convolution, and behind the sum that has been fused into it."""
 
 

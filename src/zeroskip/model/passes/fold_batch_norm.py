@@ -38,7 +38,9 @@ def _fold(program: Program, conv: Node, norm: Node, items: list[str]) -> Program
     tensors = program.tensors
 
     def stored(argument: Ref | None, fallback: float, like: Tensor) -> Tensor:
-        return torch.full_like(like, fallback, dtype=torch.float64) if argument is None else tensors[argument.ref].double()
+        return (
+            torch.full_like(like, fallback, dtype=torch.float64) if argument is None else tensors[argument.ref].double()
+        )
 
     _, gain, shift, mean, variance, _, eps = norm.args
     weight = tensors[conv.args[1].ref]

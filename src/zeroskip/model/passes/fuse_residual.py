@@ -21,7 +21,12 @@ def fuse_residual(program: Program) -> Program:
 def _fuse(program: Program, add: Node) -> Program:
     graph = program.graph
     a, b = add.args
-    if not (isinstance(a, Ref) and isinstance(b, Ref)) or a == b or b.ref in graph.parameters or a.ref in graph.parameters:
+    if (
+        not (isinstance(a, Ref) and isinstance(b, Ref))
+        or a == b
+        or b.ref in graph.parameters
+        or a.ref in graph.parameters
+    ):
         return program
     described = [graph.values[ref.ref] for ref in (a, b)]
     if described[0] != described[1] or described[0] != graph.values[add.name]:

@@ -23,11 +23,19 @@ def name_layers(program: Program) -> Program:
             node = layer
         nodes.append(node)
     links = {old: Ref(new) for old, new in renamed.items()}
-    nodes = [replace(node, name=renamed.get(node.name, node.name), args=substitute(node.args, links),
-                     kwargs=substitute(node.kwargs, links)) for node in nodes]
+    nodes = [
+        replace(
+            node,
+            name=renamed.get(node.name, node.name),
+            args=substitute(node.args, links),
+            kwargs=substitute(node.kwargs, links),
+        )
+        for node in nodes
+    ]
     values = {renamed.get(name, name): value for name, value in graph.values.items()}
-    return Program(replace(graph, nodes=tuple(nodes), values=values, outputs=substitute(graph.outputs, links)),
-                   program.tensors)
+    return Program(
+        replace(graph, nodes=tuple(nodes), values=values, outputs=substitute(graph.outputs, links)), program.tensors
+    )
 
 
 def _layer(graph: Graph, node: Node) -> Node | None:
@@ -43,11 +51,13 @@ def _layer(graph: Graph, node: Node) -> Node | None:
         return Node(node.name, LINEAR, (x, weight, bias, None), {}, ConvAttributes())
     if len(graph.values[x.ref].shape) != 4:
         return None
-    stride, padding, dilation, groups = (*node.args[3:], *(1, 0, 1, 1)[len(node.args[3:]):])
+    stride, padding, dilation, groups = (*node.args[3:], *(1, 0, 1, 1)[len(node.args[3:]) :])
     dilation_pair = pair(dilation)
     if isinstance(padding, str):
         kernel = graph.parameters[weight.ref].shape[2:]
-        doubled = [step * (size - 1) if padding == "same" else 0 for step, size in zip(dilation_pair, kernel, strict=True)]
+        doubled = [
+            step * (size - 1) if padding == "same" else 0 for step, size in zip(dilation_pair, kernel, strict=True)
+        ]
         if any(total % 2 for total in doubled):
             return None  # torch pads such a kernel on one side only
         padding = [total // 2 for total in doubled]

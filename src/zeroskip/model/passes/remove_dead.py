@@ -7,8 +7,14 @@ from dataclasses import replace
 from zeroskip.core.graph import Ref, refs
 from zeroskip.model.program import Program
 
-COPIES = ("aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default",
-          "aten.dropout.default", "aten.contiguous.default")
+COPIES = (
+    "aten.clone.default",
+    "aten.alias.default",
+    "aten.detach.default",
+    "aten.lift_fresh_copy.default",
+    "aten.dropout.default",
+    "aten.contiguous.default",
+)
 """Operators whose value is their first argument's.  The graph is functional, so nobody can tell the copy."""
 
 
@@ -17,7 +23,11 @@ def remove_dead(program: Program) -> Program:
     same: dict[str, str] = {}
     for node in program.graph.nodes:
         # A dropout that trains would be random: (input, p, train).
-        if node.op in COPIES and isinstance(node.args[0], Ref) and not (node.op.startswith("aten.dropout") and node.args[2]):
+        if (
+            node.op in COPIES
+            and isinstance(node.args[0], Ref)
+            and not (node.op.startswith("aten.dropout") and node.args[2])
+        ):
             same[node.name] = same.get(node.args[0].ref, node.args[0].ref)
     program = program.without_nodes(same)
     graph = program.graph

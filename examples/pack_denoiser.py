@@ -1,0 +1,172 @@
+"""Make the denoisers that come with the package from what train_denoiser.py wrote.
+
+    python examples/pack_denoiser.py --dense DIR/dncnn_control.safetensors --sparse DIR/dncnn_sparse90.safetensors
+
+The log of each is expected beside it (`.jsonl`; other places: `--dense-log`, `--sparse-log`). Batch norm is folded
+into the convolutions, in float64, rounded once. The dense weights are then stored as float16, the sparse ones as one
+bit per weight and the nonzeros in float32. What is written is read back and must denoise a photograph of
+scikit-image as the trained network does, to 0.005 dB. Both files say in their metadata how they were trained, and
+README.md beside them is written from the same logs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from skimage import data
+from torch import Tensor, nn
+
+from zeroskip.assets import DENSE, SPARSE, Denoiser, restored, stored
+from zeroskip.model.zoo import dncnn
+
+SIGMA = 25 / 255
+TOLERANCE_DB = 0.005
+ASSETS = Path(__file__).parents[1] / "src/zeroskip/assets"
+LICENCE = ("Apache-2.0, like the rest of zeroskip. The weights are our own, trained from scratch on the photographs "
+           "of Imagenette; no photograph is contained in them.")
+DATA = "Imagenette (fast.ai), 112x112 pixels, WebP quality 80"
+
+
+def folded(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a `Denoiser` that computes what `model`, a `zoo.dncnn()` in evaluation mode, computes."""
+    result: dict[str, Tensor] = {}
+    convs = 0
+    for module in model.layers:  # type: ignore[union-attr]
+        name = f"layers.{2 * (convs - 1)}"  # of the last convolution seen: each is followed by a ReLU there
+        if isinstance(module, nn.Conv2d):
+            name = f"layers.{2 * convs}"
+            convs += 1
+            result[f"{name}.weight"] = module.weight.detach().double()
+            bias = torch.zeros(module.out_channels) if module.bias is None else module.bias.detach()
+            result[f"{name}.bias"] = bias.double()
+        elif isinstance(module, nn.BatchNorm2d):
+            scale = module.weight.double() / torch.sqrt(module.running_var.double() + module.eps)
+            bias = (result[f"{name}.bias"] - module.running_mean.double()) * scale + module.bias.double()
+            result |= {f"{name}.weight": result[f"{name}.weight"] * scale.reshape(-1, 1, 1, 1), f"{name}.bias": bias}
+    return {name: tensor.detach().float() for name, tensor in result.items()}
+
+
+def psnr(model: nn.Module) -> float:
+    """In dB, on one photograph with noise."""
+    clean = torch.from_numpy(data.astronaut())[None, :192, 128:320].permute(0, 3, 1, 2).float() / 255
+    noisy = clean + SIGMA * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return float(-10 * (model(noisy).clamp(0, 1) - clean).square().mean().log10())
+
+
+def pack(source: Path, log: dict[str, Any], target: Path, *, half: bool) -> dict[str, Any]:
+    """Fold, check, write; what the file says about itself."""
+    model = dncnn()
+    model.load_state_dict(load_file(source))
+    model.eval()
+    state = folded(model)
+    about = {
+        "network": "DnCNN, colour, 17 convolutions of 3x3, 64 channels, batch norm folded",
+        "task": "remove Gaussian noise of sigma 25/255 from an image in 0..1",
+        "data": f"{DATA}, {log['photos']} photographs",
+        "psnr_db": round(log["psnr"], 3),
+        "psnr_noisy_db": round(log["psnr_noisy"], 3),
+        "psnr_of": f"{log['val_photos']} validation photographs of the same set, before folding and rounding",
+        "training": {key: log[key] for key in ("stage", "steps", "batch", "crop", "seed", "torch", "device")},
+        "nonzeros": {name.removesuffix(".weight"): [int(tensor.count_nonzero()), tensor.numel()]
+                     for name, tensor in state.items() if name.endswith(".weight")},
+        "licence": LICENCE,
+    }
+    tensors = stored({name: tensor.half() if half else tensor for name, tensor in state.items()})
+    save_file(tensors, target, metadata={"about": json.dumps(about)})
+
+    packed = Denoiser()
+    packed.load_state_dict(restored(load_file(target), {name: tuple(value.shape) for name, value in state.items()}))
+    before, after = psnr(model), psnr(packed.eval())
+    print(f"{target.name}: {target.stat().st_size / 1e3:.0f} kB; {before:.4f} dB as trained, {after:.4f} dB as packed")
+    if abs(before - after) > TOLERANCE_DB:
+        raise SystemExit(f"packing changed the PSNR by {after - before:+.4f} dB, allowed are {TOLERANCE_DB}")
+    return about
+
+
+README = """\
+# Denoisers
+
+A DnCNN (17 convolutions of 3x3, 64 channels, colour) that removes Gaussian noise of sigma 25/255, twice: dense, and
+with 90% of the weights of each hidden convolution zero. `zeroskip.assets.dense_denoiser()` and `sparse_denoiser()`
+load them, `zeroskip demo` shows them.
+
+| file | bytes | nonzeros | PSNR |
+|---|---:|---:|---:|
+{rows}
+
+PSNR is the mean over {val_photos} validation photographs of the training set's own split, whole, the same noise for
+both (noisy: {noisy:.2f} dB), before folding and rounding; packing changes it by less than {tolerance} dB. Sparse minus
+dense: {difference:+.2f} dB.
+
+Batch norm is folded into the convolutions. The dense weights are float16. Tensors with zeros are stored as one bit per
+weight (`name:mask`) and the nonzeros in float32 (`name:values`). The metadata of each file holds its training summary.
+
+## How they were made
+
+{lineage}
+
+```
+{commands}
+```
+
+`train_denoiser.py` fits the number of steps to a time budget; the numbers above are those of the runs that made these
+files, on one {device} with torch {torch}, batches of {batch} crops of {crop}x{crop} pixels. Training on a GPU is not bitwise
+repeatable, so expect another run to differ by some hundredths of a dB.
+
+Data: {data}, {photos} photographs.
+
+## Licence
+
+{licence}
+"""
+
+
+def readme(dense: dict[str, Any], sparse: dict[str, Any], logs: tuple[dict[str, Any], dict[str, Any]]) -> str:
+    dense_log, sparse_log = logs
+    # A network starts with the PSNR of the one that it was trained on from.
+    child = abs(sparse_log["psnr_start"] - dense_log["psnr"]) < 1e-3
+    parent = "dncnn_control" if child else "dncnn_dense"
+    train = "python examples/train_denoiser.py --out DIR"
+    commands = [f"{train} --stage dense",
+                f"{train} --stage control --dense DIR/dncnn_dense.safetensors --steps {dense_log['steps']}",
+                f"{train} --stage prune --dense DIR/{parent}.safetensors --steps {sparse_log['steps']}",
+                "python examples/pack_denoiser.py --dense DIR/dncnn_control.safetensors "
+                "--sparse DIR/dncnn_sparse90.safetensors"]
+    lineage = (f"The dense network was trained in two cycles of the learning rate; the sparse one is that network, "
+               f"pruned gradually over {sparse_log['steps']} more steps." if child else
+               "Both go on from one dense parent, through the same second cycle of the learning rate: the dense "
+               f"network for {dense_log['steps']} steps as it is, the sparse one for {sparse_log['steps']} steps while "
+               "it is pruned gradually. So neither has seen more training than the other.")
+    rows = []
+    for name, facts in ((DENSE, dense), (SPARSE, sparse)):
+        nonzero, total = (sum(pair[i] for pair in facts["nonzeros"].values()) for i in (0, 1))
+        rows.append(f"| {name} | {(ASSETS / name).stat().st_size:,} | {nonzero:,} of {total:,} | "
+                    f"{facts['psnr_db']:.2f} dB |")
+    return README.format(
+        rows="\n".join(rows), val_photos=dense_log["val_photos"], noisy=dense_log["psnr_noisy"], tolerance=TOLERANCE_DB,
+        difference=sparse["psnr_db"] - dense["psnr_db"], lineage=lineage, commands="\n".join(commands), data=DATA,
+        licence=LICENCE, **{key: sparse_log[key] for key in ("device", "torch", "batch", "crop", "photos")})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pack the trained denoisers as package data.")
+    parser.add_argument("--dense", type=Path, required=True)
+    parser.add_argument("--sparse", type=Path, required=True)
+    parser.add_argument("--dense-log", type=Path, help="default: beside the network, .jsonl")
+    parser.add_argument("--sparse-log", type=Path)
+    args = parser.parse_args()
+    logs = []
+    for network, log in ((args.dense, args.dense_log), (args.sparse, args.sparse_log)):
+        lines = (log or network.with_suffix(".jsonl")).read_text().splitlines()
+        logs.append(json.loads(lines[-1]))
+    dense = pack(args.dense, logs[0], ASSETS / DENSE, half=True)
+    sparse = pack(args.sparse, logs[1], ASSETS / SPARSE, half=False)
+    (ASSETS / "README.md").write_text(readme(dense, sparse, (logs[0], logs[1])))
+
+
+if __name__ == "__main__":
+    main()

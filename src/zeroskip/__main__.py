@@ -1,0 +1,5 @@
+"""``python -m zeroskip``."""
+
+from zeroskip.cli.main import app
+
+app(prog_name="zeroskip")

@@ -1,0 +1,1 @@
+"""The command line.  Only command bodies import torch, NumPy or Plotly, so that help comes at once."""

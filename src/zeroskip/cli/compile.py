@@ -1,0 +1,66 @@
+"""``zeroskip compile``: measure, choose, and write an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zeroskip.cli.options import Json, Model, Threads, Weights
+from zeroskip.cli.show import out, out_json, out_plan, progress
+
+
+def compile_model(
+    model: Model,
+    to: Annotated[Path, typer.Option("--out", help="Where the engine goes: model.zsk.")],
+    weights: Weights = None,
+    shape: Annotated[str, typer.Option(help="Shape of the input.")] = "1,3,224,224",
+    threads: Threads = None,
+    plan: Annotated[Path | None, typer.Option(help="Write the plan here too, as JSON.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a report here, as HTML.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest way to run each layer.
+
+    Measures every method on this machine, checks the results, and saves an engine.
+    """
+    import json
+
+    import torch
+
+    import zeroskip
+    from zeroskip.cli.models import build
+    from zeroskip.core.jsonable import to_json
+
+    network, example = build(model, weights), torch.rand(sizes(shape))
+    with progress(f"compiling {model}") as bar:
+        engine = zeroskip.compile(network, example, threads=threads, progress=bar)
+    engine.save(to)
+    found = to_json(engine.plan)
+    if plan is not None:
+        plan.write_text(json.dumps(found, indent=1))
+    if page is not None:
+        from zeroskip.report.page import write_page
+
+        write_page(page, engine.plan, None, f"{model}, {shape.replace(',', ' × ')}")
+    if as_json:
+        out_json(found)
+    else:
+        out_plan(engine.plan)
+        out(f"written to {', '.join(str(path) for path in (to, plan, page) if path)}")
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """``"1,3,224,224"`` as numbers.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise ValueError(f"--shape: got {text!r}, expected positive sizes such as 1,3,224,224")
+    return found

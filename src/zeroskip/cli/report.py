@@ -1,0 +1,30 @@
+"""``zeroskip report``: records and a plan as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zeroskip.cli.show import out
+
+
+def report(
+    to: Annotated[Path, typer.Option("--out", help="Where the page goes, as HTML.")],
+    results: Annotated[list[Path] | None, typer.Argument(help="Results of zeroskip bench.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan of zeroskip compile, as JSON.")] = None,
+    title: Annotated[str, typer.Option(help="The page's heading.")] = "How fast the zeros make it",
+) -> None:
+    """Write one HTML page that works from disk."""
+    from zeroskip.report.page import write_page
+    from zeroskip.report.records import RecordFile, read
+    from zeroskip.run.compile import load_plan
+
+    if not results and plan is None:
+        raise ValueError("nothing to report: give results (RESULTS.jsonl), a plan (--plan plan.json), or both")
+    files = [read(path) for path in results or ()]
+    records = RecordFile({name: facts for file in files for name, facts in file.environments.items()},
+                         tuple(record for file in files for record in file.records)) if files else None
+    write_page(to, load_plan(plan) if plan else None, records, title)
+    out(f"written to {to}")

@@ -1,0 +1,80 @@
+"""What the terminal shows.  Results go to stdout; errors and progress to stderr, so that stdout can be piped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zeroskip.plan.plan import Plan
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done, total, what)``"""
+
+
+def out(text: str = "") -> None:
+    """A line on stdout, as it is: no markup, no wrapping."""
+    sys.stdout.write(text + "\n")
+
+
+def out_json(data: Any) -> None:
+    out(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def fail(error: Exception) -> None:
+    """The message of ``error`` on stderr, in red where the terminal has colours."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), (str(error), "red")))
+
+
+def out_table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> None:
+    """A table on stdout; the columns named in ``numbers`` are set to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    right = set(numbers)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(table)
+
+
+def out_plan(plan: Plan) -> None:
+    """The steps, and the verdict below them."""
+    from zeroskip.report.tables import milliseconds
+
+    def ms(time_us: float | None) -> str:
+        return "-" if time_us is None else milliseconds(time_us)
+
+    rows = [(step.name, step.layer, f"{1 - step.density:.0%}", step.method, ms(step.time_us), ms(step.dense_us),
+             f"{step.dense_us / step.time_us:.2f}×" if step.dense_us and step.time_us else "-",
+             "; ".join([step.why, *(f"{item.method}: {item.reason}" if item.time_us is None
+                                    else f"{item.method} {ms(item.time_us)} ms" for item in step.rejected)]))
+            for step in plan.steps]
+    head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why, and why not the others")
+    out_table(head, rows, numbers=(2, 4, 5, 6))
+    for line in plan.summary():
+        out(line)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Progress]:
+    """A bar on stderr that is gone when the work is done; where stderr is no terminal there is none."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total, now: bar.update(task, completed=done, total=total, description=now)

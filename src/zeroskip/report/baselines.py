@@ -1,0 +1,83 @@
+"""Dense opponents: the same network in torch, in torch's compiler with frozen weights, and in ONNX Runtime."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from zeroskip.core.errors import Unsupported
+from zeroskip.model.bake import bake
+
+Call = Callable[[], Tensor]
+
+
+def baseline(name: str, model: nn.Module, x: Tensor, threads: int) -> Call:
+    """A function that runs ``model`` on ``x`` and returns a tensor; compilation and conversion happen here.
+
+    Raises:
+        Unsupported: the opponent is not installed or refuses the model.
+    """
+    return {"torch": _torch, "torch_channels_last": _channels_last, "inductor": _inductor, "onnxruntime": _onnxruntime}[
+        name
+    ](bake(model), x, threads)
+
+
+def _no_grad(model: Callable[[Tensor], Tensor], x: Tensor) -> Call:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return model(x)
+
+    return run
+
+
+def _torch(model: nn.Module, x: Tensor, threads: int) -> Call:
+    return _no_grad(model, x)
+
+
+def _channels_last(model: nn.Module, x: Tensor, threads: int) -> Call:
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _no_grad(model, x.contiguous(memory_format=torch.channels_last))
+
+
+def _inductor(model: nn.Module, x: Tensor, threads: int) -> Call:
+    from torch._inductor import config
+
+    torch._dynamo.reset()
+    with warnings.catch_warnings(), config.patch(freezing=True, cpp_wrapper=False):
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(model)
+        try:
+            run = _no_grad(compiled, x)
+            run()
+            run()
+        except Exception as error:  # noqa: BLE001 -- a compiler that fails is a fact to record, whatever it raises
+            raise Unsupported(f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    return run
+
+
+def _onnxruntime(model: nn.Module, x: Tensor, threads: int) -> Call:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Unsupported("onnxruntime is not installed: pip install 'zeroskip[bench]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Spinning helpers would slow down the opponents that run next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "model.onnx"
+        try:
+            torch.onnx.export(model, (x,), str(path), input_names=["x"], dynamo=False)
+        except Exception as error:  # noqa: BLE001 -- as above
+            raise Unsupported(
+                f"torch.onnx.export failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+            ) from error
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {"x": x.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])

@@ -1,0 +1,73 @@
+"""Try in place what the isolated measurements left open.
+
+A layer's time alone does not tell what it does to its neighbours: a convolution that leaves its output in another
+order may slow down the pooling behind it.  So wherever another method or order came close, the whole engine is run with
+that step exchanged, in turns with the engine as it is, and the faster one stays.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from zeroskip.core.jsonable import to_json
+from zeroskip.core.method import AnyMethod, Run
+from zeroskip.measure.timer import measure
+from zeroskip.plan.plan import Plan, Step
+from zeroskip.plan.planner import Progress, Tuning, silent, step_of
+from zeroskip.plan.tune import Option
+from zeroskip.run.engine import Variant, executor
+
+CLOSE = 1.6
+"""An alternative within this factor of the chosen option is worth a try."""
+GAIN = 0.985
+"""A change stays if the whole engine takes less than this share of its time."""
+ROUNDS = 7
+SECONDS = 10.0
+
+
+def refine(
+    tuning: Tuning,
+    plan: Plan,
+    inputs: Sequence[Tensor],
+    methods: Mapping[str, AnyMethod],
+    runs: dict[str, Run],
+    progress: Progress = silent,
+) -> Plan:
+    """``plan`` with every exchange that made the engine faster; stops after ``SECONDS``."""
+    trials = _trials(tuning, plan)
+    current = executor(Variant(tuning.program, plan), methods, runs)
+    deadline = time.perf_counter() + SECONDS
+    for done, (step, option) in enumerate(trials):
+        if time.perf_counter() > deadline:
+            break
+        progress(done, len(trials), f"in place: {step.name} by {option.method}")
+        changed = replace(step_of(tuning, option), why=f"faster in place than {step.method}, which was faster alone")
+        trial_plan = replace(plan, steps=tuple(changed if old.nodes == step.nodes else old for old in plan.steps))
+        trial = executor(Variant(tuning.program, trial_plan), methods, runs)
+        engines = {"as it is": current, "changed": trial}
+        calls = {name: (lambda run=run: run(inputs)) for name, run in engines.items()}  # type: ignore[misc]
+        times = measure(calls, ROUNDS, tuning.device.threads).times
+        if times["changed"].median_us < GAIN * times["as it is"].median_us:
+            plan, current = trial_plan, trial
+    return plan
+
+
+def _trials(tuning: Tuning, plan: Plan) -> list[tuple[Step, Option]]:
+    """The closest alternative of every other method or order, for each step; those that could gain most first."""
+    found: list[tuple[float, Step, Option]] = []
+    for step in plan.steps:
+        seen = {(step.method, step.outputs[0].order)}
+        for option in tuning.options[step.nodes[0]]:
+            kind = (option.method, option.candidate.outputs[0].order)
+            if option.segment.nodes != step.nodes or kind in seen or step.time_us is None:
+                continue
+            seen.add(kind)
+            if option.time_us < CLOSE * step.time_us and to_json(option.candidate.config) != step.config:
+                found.append((math.sqrt(step.time_us) * step.time_us / option.time_us, step, option))
+    found.sort(key=lambda trial: -trial[0])
+    return [(step, option) for _, step, option in found]

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from typer.testing import CliRunner
+
+import zeroskip
+from zeroskip.cli.main import app
+from zeroskip.core.jsonable import from_json, to_json
+from zeroskip.core.record import Record, Times
+from zeroskip.measure import peaks as peaks_module
+from zeroskip.model.zoo import BUILDERS
+from zeroskip.plan.plan import Plan
+from zeroskip.report.records import Writer
+
+VERBS = ("doctor", "prune", "compile", "run", "bench", "report", "demo")
+HEAVY = ("torch", "numpy", "plotly", "matplotlib", "llvmlite")
+
+
+def call(*arguments: object, code: int = 0) -> tuple[str, str]:
+    """stdout and stderr of ``zeroskip arguments``."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.stdout, " ".join(result.stderr.split())
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of the zoo that compiles in no time."""
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+                             nn.Conv2d(8, 3, 3, padding=1))
+
+    monkeypatch.setitem(BUILDERS, "tiny", build)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    with Writer(tmp_path / "r.jsonl") as writer:
+        name = writer.environment({"id": "e", "device": "a machine"})
+        for method, time in (("dense", 4000.0), ("escort", 1000.0)):
+            case = {"kind": "layer", "name": "1x1 [red]&", "density": 0.1}
+            writer.record(Record("s", case, method, "OK", times=Times((time,), "cpu"), environment=name))
+    return tmp_path / "r.jsonl"
+
+
+def test_help_of_every_verb_works_and_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from zeroskip.cli.main import app
+for arguments in ([], *([verb] for verb in {VERBS})):
+    try:
+        app([*arguments, "--help"])
+    except SystemExit as leaving:
+        assert leaving.code == 0, arguments
+print("heavy:", [name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert all("Usage: " in done.stdout and verb in done.stdout for verb in VERBS)
+
+
+def test_python_m_zeroskip_works() -> None:
+    done = subprocess.run([sys.executable, "-m", "zeroskip", "report"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--out" in done.stderr
+
+
+def test_doctor_prints_json_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks_module, "peaks", lambda threads: (95.0 * threads, 17.0))
+    facts = json.loads(call("doctor", "--json", "--threads", 2)[0])
+    assert facts["peak_gflops"] == 190.0
+    assert facts["environment"]["threads"] == 2
+    assert facts["compiler"]["error"] == ""
+    assert set(facts["extras"]) == {"report", "demo", "bench"}
+
+
+def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks_module, "peaks", lambda threads: (95.0, 17.0))
+    monkeypatch.setattr("zeroskip.cli.doctor.EXTRAS", {"report": ("no_such_module",), "demo": ("json",)})
+    monkeypatch.setenv("COLUMNS", "120")
+    seen = call("doctor")[0]
+    assert "missing no_such_module: pip install 'zeroskip[report]'" in seen
+    assert "zeroskip works here." in seen
+
+
+def test_prune_writes_the_weights_it_reports(tmp_path: Path, tiny: None) -> None:
+    record = json.loads(call("prune", "tiny", "--sparsity", 0.5, "--out", tmp_path / "w.safetensors", "--json")[0])
+    pruned = {layer["name"]: layer["nnz"] for layer in record["layers"] if layer["pattern"] != "dense"}
+    weights = load_file(tmp_path / "w.safetensors")
+    assert pruned == {"2": 288}
+    assert int(weights["2.weight"].count_nonzero()) == 288
+    assert "total" in call("prune", "tiny", "--out", tmp_path / "w.safetensors")[0]
+
+
+def test_prune_compile_run_in_a_row(tmp_path: Path, tiny: None) -> None:
+    weights, engine, plan, page = (tmp_path / name for name in ("w.safetensors", "m.zsk", "plan.json", "page.html"))
+    call("prune", "tiny", "--out", weights)
+    call("compile", "tiny", "--weights", weights, "--shape", "1,3,12,16", "--threads", 1, "--out", engine,
+         "--plan", plan, "--page", page)
+    assert len(from_json(Plan, json.loads(plan.read_text())).steps) == 3
+    assert "<h1>tiny, 1 × 3 × 12 × 16</h1>" in page.read_text()
+    image, x, y = tmp_path / "x.png", tmp_path / "x.npy", tmp_path / "y.npy"
+    write_inputs(image, x)
+    facts = json.loads(call("run", engine, "--input", x, "--output", y, "--repeat", 2, "--json")[0])
+    assert facts["output"] == "1x3x12x16 float32"
+    assert read_array(y).equal(zeroskip.load(engine)(read_array(x)))
+    call("run", engine, "--input", image, "--output", y, "--repeat", 1)
+    grey = torch.full((1, 3, 12, 16), 51 / 255)
+    assert read_array(y).equal(zeroskip.load(engine)(grey))
+
+
+def write_inputs(image: Path, array: Path) -> None:
+    import numpy
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), (51, 51, 51)).save(image)
+    numpy.save(array, torch.rand(1, 3, 12, 16).numpy())
+
+
+def read_array(path: Path) -> torch.Tensor:
+    import numpy
+
+    return torch.from_numpy(numpy.load(path))
+
+
+def test_report_makes_a_page_of_results(tmp_path: Path, results: Path) -> None:
+    assert str(tmp_path / "p.html") in call("report", results, "--out", tmp_path / "p.html")[0]
+    assert "4.00× escort" in (tmp_path / "p.html").read_text()
+
+
+def test_bench_shows_what_it_measured(tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zeroskip.report.bench.run_suite", lambda *arguments, **options: 0)
+    monkeypatch.setenv("COLUMNS", "120")
+    seen = call("bench", "suite.toml", "--out", results)[0]
+    assert "1x1 [red]&" in seen
+    assert "4.00× escort" in seen
+    shown = json.loads(call("bench", "suite.toml", "--out", results, "--json")[0])
+    assert to_json(from_json(Record, shown["records"][0])) == shown["records"][0]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("prune", "nonet", "--out", "w"), "no network is called 'nonet'"),
+    (("prune", "squeezenet1_1", "--weights", "absent", "--out", "w"), "absent"),
+    (("prune", "squeezenet1_1", "--weights", "broken", "--out", "w"), "not a safetensors file"),
+    (("prune", "squeezenet1_1", "--sparsity", 2, "--out", "w"), "sparsity"),
+    (("compile", "squeezenet1_1", "--shape", "3,x", "--out", "m"), "expected positive sizes"),
+    (("run", "absent.zsk"), "absent.zsk"),
+    (("run", "broken"), "broken"),
+    (("report", "absent.jsonl", "--out", "p"), "absent.jsonl"),
+    (("report", "broken", "--out", "p"), "line 1"),
+    (("report", "--plan", "broken", "--out", "p"), "broken"),
+    (("report", "--out", "p"), "nothing to report"),
+    (("bench", "absent.toml"), "absent.toml"),
+])
+def test_a_mistake_is_one_message_and_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                  arguments: tuple[object, ...], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken").write_text("{not a file of ours")
+    seen = call(*arguments, code=1)[1]
+    assert seen.startswith("error: ")
+    assert message in seen
+    assert "Traceback" not in seen
+
+
+def test_a_wrong_option_is_exit_code_2() -> None:
+    call("doctor", "--nonsense", code=2)
+    call("prune", "resnet18", "--out", "w", "--scope", "planet", code=2)
