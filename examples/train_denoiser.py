@@ -196,9 +196,7 @@ def main() -> None:
     pruner = None
     if args.stage == "prune":
         begin, end = (round(part * steps) for part in RAMP)
-        pruner = GradualPruner(
-            model, SPARSITY, begin=begin, end=end, every=max(1, (end - begin) // MASK_UPDATES)
-        )
+        pruner = GradualPruner(model, SPARSITY, begin=begin, end=end, every=max(1, (end - begin) // MASK_UPDATES))
 
     args.out.mkdir(parents=True, exist_ok=True)
     name = NAMES[args.stage]

@@ -34,10 +34,16 @@ def call(*arguments: object, code: int = 0) -> tuple[str, str]:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of the zoo that compiles in no time."""
+
     def build() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-                             nn.Conv2d(8, 3, 3, padding=1))
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )
 
     monkeypatch.setitem(BUILDERS, "tiny", build)
 
@@ -104,8 +110,22 @@ def test_prune_writes_the_weights_it_reports(tmp_path: Path, tiny: None) -> None
 def test_prune_compile_run_in_a_row(tmp_path: Path, tiny: None) -> None:
     weights, engine, plan, page = (tmp_path / name for name in ("w.safetensors", "m.zsk", "plan.json", "page.html"))
     call("prune", "tiny", "--out", weights)
-    call("compile", "tiny", "--weights", weights, "--shape", "1,3,12,16", "--threads", 1, "--out", engine,
-         "--plan", plan, "--page", page)
+    call(
+        "compile",
+        "tiny",
+        "--weights",
+        weights,
+        "--shape",
+        "1,3,12,16",
+        "--threads",
+        1,
+        "--out",
+        engine,
+        "--plan",
+        plan,
+        "--page",
+        page,
+    )
     assert len(from_json(Plan, json.loads(plan.read_text())).steps) == 3
     assert "<h1>tiny, 1 × 3 × 12 × 16</h1>" in page.read_text()
     image, x, y = tmp_path / "x.png", tmp_path / "x.npy", tmp_path / "y.npy"
@@ -147,22 +167,26 @@ def test_bench_shows_what_it_measured(tmp_path: Path, results: Path, monkeypatch
     assert to_json(from_json(Record, shown["records"][0])) == shown["records"][0]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("prune", "nonet", "--out", "w"), "no network is called 'nonet'"),
-    (("prune", "squeezenet1_1", "--weights", "absent", "--out", "w"), "absent"),
-    (("prune", "squeezenet1_1", "--weights", "broken", "--out", "w"), "not a safetensors file"),
-    (("prune", "squeezenet1_1", "--sparsity", 2, "--out", "w"), "sparsity"),
-    (("compile", "squeezenet1_1", "--shape", "3,x", "--out", "m"), "expected positive sizes"),
-    (("run", "absent.zsk"), "absent.zsk"),
-    (("run", "broken"), "broken"),
-    (("report", "absent.jsonl", "--out", "p"), "absent.jsonl"),
-    (("report", "broken", "--out", "p"), "line 1"),
-    (("report", "--plan", "broken", "--out", "p"), "broken"),
-    (("report", "--out", "p"), "nothing to report"),
-    (("bench", "absent.toml"), "absent.toml"),
-])
-def test_a_mistake_is_one_message_and_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                  arguments: tuple[object, ...], message: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune", "nonet", "--out", "w"), "no network is called 'nonet'"),
+        (("prune", "squeezenet1_1", "--weights", "absent", "--out", "w"), "absent"),
+        (("prune", "squeezenet1_1", "--weights", "broken", "--out", "w"), "not a safetensors file"),
+        (("prune", "squeezenet1_1", "--sparsity", 2, "--out", "w"), "sparsity"),
+        (("compile", "squeezenet1_1", "--shape", "3,x", "--out", "m"), "expected positive sizes"),
+        (("run", "absent.zsk"), "absent.zsk"),
+        (("run", "broken"), "broken"),
+        (("report", "absent.jsonl", "--out", "p"), "absent.jsonl"),
+        (("report", "broken", "--out", "p"), "line 1"),
+        (("report", "--plan", "broken", "--out", "p"), "broken"),
+        (("report", "--out", "p"), "nothing to report"),
+        (("bench", "absent.toml"), "absent.toml"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken").write_text("{not a file of ours")
     seen = call(*arguments, code=1)[1]

@@ -33,9 +33,7 @@ def zeros(weight: Tensor) -> int:
 
 @settings(max_examples=40, deadline=None)
 @given(sparsity=sparsities, width=st.integers(1, 9), seed=seeds)
-def test_layer_scope_zeros_exactly_the_rounded_count_of_smallest(
-    sparsity: float, width: int, seed: int
-) -> None:
+def test_layer_scope_zeros_exactly_the_rounded_count_of_smallest(sparsity: float, width: int, seed: int) -> None:
     torch.manual_seed(seed)
     net = random_net(3, 5, width)
     before = weights(net)[1].clone()
@@ -129,9 +127,7 @@ def test_stem_depthwise_and_classifier_stay_dense() -> None:
     assert got.pop("classifier") == "output layer"
     assert {got.pop(f"blocks.{i}.depthwise") for i in range(13)} == {"depthwise"}
     assert set(got.values()) == {None}
-    assert (
-        zeros(net.get_parameter("stem.weight")) == zeros(net.get_parameter("blocks.0.depthwise.weight")) == 0
-    )
+    assert zeros(net.get_parameter("stem.weight")) == zeros(net.get_parameter("blocks.0.depthwise.weight")) == 0
     for layer in record.layers:
         weight = net.get_parameter(f"{layer.name}.weight")
         assert (layer.numel, layer.nnz) == (weight.numel(), weight.numel() - zeros(weight))

@@ -47,9 +47,21 @@ def page(path: Path, plan: Plan | None, records: RecordFile | None, **more: obje
 
 def test_the_page_says_what_was_found_in_order(tmp_path: Path, plan: Plan, records: RecordFile) -> None:
     seen = Text(page(tmp_path, plan, records, images=[("noisy & <dense>", PIXEL)])).text
-    parts = ["A <title> & more", "2.67×", "2.21× from skipping zeros", "AMD EPYC 7B13", "noisy & <dense>", "Layers",
-             "Plan", "90% zeros, but not two of every four", "Steps in order", "as planned: 8.465 ms", "Measurements",
-             "4.22× escort", "Records as JSON"]
+    parts = [
+        "A <title> & more",
+        "2.67×",
+        "2.21× from skipping zeros",
+        "AMD EPYC 7B13",
+        "noisy & <dense>",
+        "Layers",
+        "Plan",
+        "90% zeros, but not two of every four",
+        "Steps in order",
+        "as planned: 8.465 ms",
+        "Measurements",
+        "4.22× escort",
+        "Records as JSON",
+    ]
     places = [seen.find(part) for part in parts]
     assert -1 not in places, dict(zip(parts, places, strict=True))
     assert places == sorted(places)
@@ -105,10 +117,28 @@ def test_a_browser_labels_every_bar_and_reports_no_error(tmp_path: Path, plan: P
     page(tmp_path, plan, records, images=[("picture", PIXEL)])
     assert CHROMIUM is not None
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}",
-         "--enable-logging=stderr", "--v=0", "--virtual-time-budget=8000", "--window-size=1280,2400", "--dump-dom",
-         (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--virtual-time-budget=8000",
+            "--window-size=1280,2400",
+            "--dump-dom",
+            (tmp_path / "page.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     bars = done.stdout.count('<g class="point">')
     sparse = sum(step.method != "dense" for step in plan.steps)

@@ -67,17 +67,20 @@ def timed(*samples: float) -> str:
     return line(status="OK", times={"samples_us": samples, "clock": "cpu"})
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("nonsense\n" + ENVIRONMENT, "line 1: not JSON"),
-    (ENVIRONMENT + '{"other": 1}\n', "line 2: got"),
-    (ENVIRONMENT + "[]\n", "line 2: got"),
-    ('{"environment": {}}\n', "line 1: got an environment without"),
-    (ENVIRONMENT + '{"record": {"suite": "s"}}\n', "line 2.*lacks"),
-    (ENVIRONMENT + "\n" + line(status="FINE"), "line 3.*status"),
-    (line(status="OK"), "line 1.*environment 'e1'"),
-    (ENVIRONMENT + timed(), "positive"),
-    (ENVIRONMENT + timed(float("nan")), "positive"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense\n" + ENVIRONMENT, "line 1: not JSON"),
+        (ENVIRONMENT + '{"other": 1}\n', "line 2: got"),
+        (ENVIRONMENT + "[]\n", "line 2: got"),
+        ('{"environment": {}}\n', "line 1: got an environment without"),
+        (ENVIRONMENT + '{"record": {"suite": "s"}}\n', "line 2.*lacks"),
+        (ENVIRONMENT + "\n" + line(status="FINE"), "line 3.*status"),
+        (line(status="OK"), "line 1.*environment 'e1'"),
+        (ENVIRONMENT + timed(), "positive"),
+        (ENVIRONMENT + timed(float("nan")), "positive"),
+    ],
+)
 def test_a_malformed_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(text)

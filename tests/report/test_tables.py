@@ -14,7 +14,7 @@ def record(method: str, *samples: float, case: dict[str, object] = CASE) -> Reco
 
 
 def test_the_speedup_is_over_the_fastest_dense() -> None:
-    found, = compare([record("dense", 400.0), record("inductor", 300.0), record("escort", 100.0)])
+    (found,) = compare([record("dense", 400.0), record("inductor", 300.0), record("escort", 100.0)])
     assert found.best_dense == found.records["inductor"]
     assert found.verdict(found.records["escort"]) == "3.00×"
     assert found.verdict(found.records["dense"]) == "0.75×"
@@ -23,20 +23,20 @@ def test_the_speedup_is_over_the_fastest_dense() -> None:
 def test_contention_replaces_the_ratio() -> None:
     sparse, dense = record("escort", 100.0), record("dense", 400.0)
     for records in ([replace(sparse, contended=True), dense], [sparse, replace(dense, contended=True)]):
-        found, = compare(records)
+        (found,) = compare(records)
         assert found.speedup(found.records["escort"]) is None
         assert found.verdict(found.records["escort"]) == "CONTENDED"
 
 
 def test_a_wrong_baseline_is_no_baseline() -> None:
     wrong = Record("s", CASE, "inductor", "WRONG", environment="e")
-    found, = compare([wrong, record("dense", 400.0), record("escort", 100.0)])
+    (found,) = compare([wrong, record("dense", 400.0), record("escort", 100.0)])
     assert found.verdict(found.records["escort"]) == "4.00×"
     assert found.verdict(wrong) == "WRONG"
 
 
 def test_without_a_baseline_there_is_no_ratio() -> None:
-    found, = compare([record("escort", 100.0)])
+    (found,) = compare([record("escort", 100.0)])
     assert found.verdict(found.records["escort"]) == "-"
 
 
@@ -49,8 +49,18 @@ def test_cases_and_environments_stay_apart_and_the_later_record_counts() -> None
 
 def test_the_table_has_a_row_a_case_and_a_column_a_method(records: RecordFile) -> None:
     found = table(records.records)
-    assert found.head == ("case", "dense", "torch", "torch_channels_last", "inductor", "onnxruntime", "escort",
-                          "two_four", "zeroskip", "speed-up")
+    assert found.head == (
+        "case",
+        "dense",
+        "torch",
+        "torch_channels_last",
+        "inductor",
+        "onnxruntime",
+        "escort",
+        "two_four",
+        "zeroskip",
+        "speed-up",
+    )
     assert len(found.rows) == 4
     first, model = dict(zip(found.head, found.rows[0], strict=True)), dict(zip(found.head, found.rows[3], strict=True))
     assert first["case"] == "1x1 128->128 @56x56, 90% zeros, batch 1, 1 thread"

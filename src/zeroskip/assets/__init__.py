@@ -6,6 +6,7 @@ Their batch norm is folded into the convolutions.  A tensor ``name`` with zeros 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from importlib import resources
@@ -31,7 +32,7 @@ class Denoiser(nn.Module):
         super().__init__()
         widths = [channels, *[width] * (depth - 1)]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
 
@@ -59,7 +60,7 @@ def about(name: str) -> dict[str, Any]:
 
 def stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``state`` as it goes into a file; ``restored`` undoes it."""
-    result = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if bool((tensor == 0).any()):
             sparse = Bitmask.of(tensor)
@@ -71,9 +72,14 @@ def stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def restored(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The float32 tensors of those shapes."""
-    return {name: (tensors[name] if name in tensors else
-                   Bitmask(tensors[f"{name}:mask"], tensors[f"{name}:values"]).dense(shape)).float()
-            for name, shape in shapes.items()}
+    return {
+        name: (
+            tensors[name]
+            if name in tensors
+            else Bitmask(tensors[f"{name}:mask"], tensors[f"{name}:values"]).dense(shape)
+        ).float()
+        for name, shape in shapes.items()
+    }
 
 
 def _load(name: str) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zeroskip.cli.options import Threads, thread_count
+from zeroskip.cli.options import Threads
 from zeroskip.cli.show import out, out_plan, out_table, progress
 
 
@@ -22,7 +22,7 @@ def demo(
     from zeroskip.report.demo import run_demo
 
     with progress("denoising") as bar:
-        found = run_demo(to, thread_count(threads), bar)
+        found = run_demo(to, threads, bar)
     out_plan(found.plan)
     head, *rows = found.table
     out_table(head, rows, numbers=range(1, len(head)))

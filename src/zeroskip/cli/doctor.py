@@ -9,8 +9,11 @@ import typer
 from zeroskip.cli.options import Json, Threads, thread_count
 from zeroskip.cli.show import out, out_json, out_table, progress
 
-EXTRAS = {"report": ("plotly", "matplotlib"), "demo": ("skimage", "PIL"),
-          "bench": ("onnxruntime", "onnx", "onnxscript")}
+EXTRAS = {
+    "report": ("plotly", "matplotlib"),
+    "demo": ("skimage", "PIL"),
+    "bench": ("onnxruntime", "onnx", "onnxscript"),
+}
 """Optional dependencies by the extra that brings them."""
 
 
@@ -33,15 +36,20 @@ def examine(threads: int) -> dict[str, Any]:
     from zeroskip.core import env
     from zeroskip.core.device import cpu
     from zeroskip.core.jsonable import to_json
-    from zeroskip.cpu.threads import launcher
+    from zeroskip.cpu.threads import pool_name
     from zeroskip.measure.peaks import peaks
 
     with progress("measuring the peaks"):
         gflops, gbps = peaks(threads)
-    # The launcher is made by the function that found a pool; see cpu/threads.py.
-    pool = "torch's OpenMP" if "openmp" in launcher().__qualname__ else "Python threads"
-    return {"environment": env.environment(threads), "device": to_json(cpu(threads)), "compiler": _compiler(),
-            "thread_pool": pool, "peak_gflops": round(gflops, 1), "peak_gbps": round(gbps, 1), "extras": _extras()}
+    return {
+        "environment": env.environment(threads),
+        "device": to_json(cpu(threads)),
+        "compiler": _compiler(),
+        "thread_pool": pool_name(),
+        "peak_gflops": round(gflops, 1),
+        "peak_gbps": round(gbps, 1),
+        "extras": _extras(),
+    }
 
 
 def _compiler() -> dict[str, str]:
@@ -66,9 +74,12 @@ def _print(facts: dict[str, Any]) -> None:
     environment, compiler = facts["environment"], facts["compiler"]
     rows = [(name, environment[name]) for name in ("device", "threads", "system", "python", "zeroskip", "torch_cpu")]
     rows += list(environment["libraries"].items())
-    rows += [("compiler", f"FAILED: {compiler['error']}" if compiler["error"] else _short(compiler["host"])),
-             ("thread pool", facts["thread_pool"]), ("peak arithmetic", f"{facts['peak_gflops']} GFLOP/s"),
-             ("peak memory", f"{facts['peak_gbps']} GB/s")]
+    rows += [
+        ("compiler", f"FAILED: {compiler['error']}" if compiler["error"] else _short(compiler["host"])),
+        ("thread pool", facts["thread_pool"]),
+        ("peak arithmetic", f"{facts['peak_gflops']} GFLOP/s"),
+        ("peak memory", f"{facts['peak_gbps']} GB/s"),
+    ]
     for extra, missing in facts["extras"].items():
         advice = f"missing {', '.join(missing)}: pip install 'zeroskip[{extra}]'"
         rows.append((f"extra {extra}", advice if missing else "present"))

@@ -30,8 +30,14 @@ class Verbs(TyperGroup):
             raise typer.Exit(1) from None
 
 
-app = typer.Typer(cls=Verbs, help="Pruned convolutional networks that actually run faster.", no_args_is_help=True,
-                  add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=Verbs,
+    help="Pruned convolutional networks that actually run faster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 app.command()(doctor)
 app.command()(prune)
 app.command("compile")(compile_model)

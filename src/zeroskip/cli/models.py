@@ -30,8 +30,10 @@ def build(name: str, weights: Path | None) -> nn.Module:
         try:
             state = load_file(weights)
         except SafetensorError as error:
-            raise FileFormatError(f"{weights}: not a safetensors file ({error}); save one with "
-                                  "safetensors.torch.save_file(model.state_dict(), path)") from error
+            raise FileFormatError(
+                f"{weights}: not a safetensors file ({error}); save one with "
+                "safetensors.torch.save_file(model.state_dict(), path)"
+            ) from error
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

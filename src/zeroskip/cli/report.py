@@ -24,7 +24,13 @@ def report(
     if not results and plan is None:
         raise ValueError("nothing to report: give results (RESULTS.jsonl), a plan (--plan plan.json), or both")
     files = [read(path) for path in results or ()]
-    records = RecordFile({name: facts for file in files for name, facts in file.environments.items()},
-                         tuple(record for file in files for record in file.records)) if files else None
+    records = (
+        RecordFile(
+            {name: facts for file in files for name, facts in file.environments.items()},
+            tuple(record for file in files for record in file.records),
+        )
+        if files
+        else None
+    )
     write_page(to, load_plan(plan) if plan else None, records, title)
     out(f"written to {to}")

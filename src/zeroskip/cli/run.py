@@ -41,18 +41,28 @@ def run(
         timed = measure({"engine": lambda: engine(*inputs)}, repeat, threads)
     if to is not None:
         if not isinstance(result, torch.Tensor):
-            raise ValueError(f"--output: the engine returns a {type(result).__name__}, only one tensor can be written: "
-                             "call the engine from Python")
+            raise ValueError(
+                f"--output: the engine returns a {type(result).__name__}, only one tensor can be written: "
+                "call the engine from Python"
+            )
         numpy.save(to, result.numpy())
     times = timed.times["engine"]
-    facts = {"output": _described(result), "median_ms": times.median_us / 1e3, "spread": times.spread, "repeat": repeat,
-             "threads": threads, "contended": timed.contended}
+    facts = {
+        "output": _described(result),
+        "median_ms": times.median_us / 1e3,
+        "spread": times.spread,
+        "repeat": repeat,
+        "threads": threads,
+        "contended": timed.contended,
+    }
     if as_json:
         out_json(facts)
         return
     busy = "  (the machine was busy: do not compare this time)" if timed.contended else ""
-    out(f"output {facts['output']}\n{times.median_us / 1e3:.3f} ms ±{times.spread / 2:.0%}, median of {repeat}, "
-        f"{threads} thread{'s' * (threads != 1)}{busy}")
+    out(
+        f"output {facts['output']}\n{times.median_us / 1e3:.3f} ms ±{times.spread / 2:.0%}, median of {repeat}, "
+        f"{threads} thread{'s' * (threads != 1)}{busy}"
+    )
 
 
 def read_input(path: Path, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
@@ -85,8 +95,10 @@ def _image(path: Path, shape: tuple[int, ...]) -> Tensor:
     except ImportError as error:
         raise ValueError("reading an image needs Pillow: pip install 'zeroskip[demo]'") from error
     if len(shape) != 4 or shape[0] != 1 or shape[1] not in (1, 3):
-        raise ValueError(f"--input: the engine takes {'x'.join(map(str, shape))}, an image makes 1x3xHxW or 1x1xHxW: "
-                         "give an .npy array")
+        raise ValueError(
+            f"--input: the engine takes {'x'.join(map(str, shape))}, an image makes 1x3xHxW or 1x1xHxW: "
+            "give an .npy array"
+        )
     with Image.open(path) as image:
         fitted = ImageOps.fit(image.convert("L" if shape[1] == 1 else "RGB"), (shape[3], shape[2]))
     pixels = torch.from_numpy(numpy.asarray(fitted, dtype=numpy.float32) / 255)

@@ -55,11 +55,29 @@ def out_plan(plan: Plan) -> None:
     def ms(time_us: float | None) -> str:
         return "-" if time_us is None else milliseconds(time_us)
 
-    rows = [(step.name, step.layer, f"{1 - step.density:.0%}", step.method, ms(step.time_us), ms(step.dense_us),
-             f"{step.dense_us / step.time_us:.2f}×" if step.dense_us and step.time_us else "-",
-             "; ".join([step.why, *(f"{item.method}: {item.reason}" if item.time_us is None
-                                    else f"{item.method} {ms(item.time_us)} ms" for item in step.rejected)]))
-            for step in plan.steps]
+    rows = [
+        (
+            step.name,
+            step.layer,
+            f"{1 - step.density:.0%}",
+            step.method,
+            ms(step.time_us),
+            ms(step.dense_us),
+            f"{step.dense_us / step.time_us:.2f}×" if step.dense_us and step.time_us else "-",
+            "; ".join(
+                [
+                    step.why,
+                    *(
+                        f"{item.method}: {item.reason}"
+                        if item.time_us is None
+                        else f"{item.method} {ms(item.time_us)} ms"
+                        for item in step.rejected
+                    ),
+                ]
+            ),
+        )
+        for step in plan.steps
+    ]
     head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why, and why not the others")
     out_table(head, rows, numbers=(2, 4, 5, 6))
     for line in plan.summary():
@@ -73,8 +91,13 @@ def progress(what: str) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-               TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total, now: bar.update(task, completed=done, total=total, description=now)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class Device:
@@ -27,6 +29,10 @@ class Device:
     l2_bytes: int
     peak_tflops: float = 0.0
     bandwidth_gbps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads must be in 1..{MOST_THREADS}, got {self.threads}")
 
 
 @functools.cache

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+import torch
 
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import Activation, ConvShape, Layer, ResidualPlace
@@ -188,9 +191,6 @@ class Segment:
 
 
 # -- JSON: refs and tuples inside free-form arguments need marks of their own -------------------------
-NestKind = Literal["ref", "tuple", "float", "torch"]
-
-
 def nest_to_json(nest: Any) -> Any:
     """Arguments of a node as JSON; raises ``TypeError`` where they hold something that has no JSON form."""
     if isinstance(nest, Ref):
@@ -201,8 +201,10 @@ def nest_to_json(nest: Any) -> Any:
         return {"tuple": [nest_to_json(item) for item in nest]}
     if isinstance(nest, list):
         return [nest_to_json(item) for item in nest]
-    if isinstance(nest, float) and nest != nest or nest in (float("inf"), float("-inf")):
+    if isinstance(nest, float) and not math.isfinite(nest):
         return {"float": str(nest)}
+    if isinstance(nest, torch.dtype):
+        return {"dtype": str(nest).removeprefix("torch.")}
     return to_json(nest)
 
 
@@ -221,6 +223,8 @@ def nest_from_json(data: Any) -> Any:
             return {key: nest_from_json(part) for key, part in item.items()}
         if mark == "float" and item in ("nan", "inf", "-inf"):
             return float(item)
+        if mark == "dtype" and isinstance(getattr(torch, str(item), None), torch.dtype):
+            return getattr(torch, item)
         raise ValueError(f"unknown mark {mark!r} in an argument")
     return data
 
@@ -257,8 +261,8 @@ def graph_from_json(data: Any) -> Graph:
             from_json(str, item["op"], "$.op"),
             nest_from_json(item["args"]),
             nest_from_json(item["kwargs"]),
-            from_json(ConvAttributes | None, item["conv"], f"$.nodes.{item['name']}.conv"),
-        )  # type: ignore[arg-type]
+            None if item["conv"] is None else from_json(ConvAttributes, item["conv"], f"$.nodes.{item['name']}.conv"),
+        )
         for item in data["nodes"]
     )
     return Graph(

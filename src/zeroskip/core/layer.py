@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp64"]
 Activation = Literal["none", "relu", "relu6"]
 ResidualPlace = Literal["none", "before", "after"]
 Pattern = Literal["dense", "2:4", "unstructured", "filter"]

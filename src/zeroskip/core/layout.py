@@ -13,13 +13,14 @@ from torch import Tensor
 class Layout:
     """Order of the dimensions, and a border of zeros around each image plane.
 
-    Order "any" takes or makes whatever comes.  For "nchw", ``halo = (rows, columns)`` zeros lie before and after each
+    Order "any" takes or makes whatever comes; "rows" is a contiguous tensor, last dimension fastest, for layers that
+    work on rows of features.  For "nchw", ``halo = (rows, columns)`` zeros lie before and after each
     plane, so that a padded convolution reads its padding instead of testing for it; a consumer asks for at least
     that much, ``(0, 0)`` asks for planes without gaps, and ``None`` takes any halo as long as columns are contiguous.
     For a producer, ``writes_halo`` says whether it can write into a buffer that has one.
     """
 
-    order: Literal["nchw", "nhwc", "any"] = "nchw"
+    order: Literal["nchw", "nhwc", "rows", "any"] = "nchw"
     halo: tuple[int, int] | None = None
     writes_halo: bool = False
 
@@ -42,7 +43,7 @@ def conform(x: Tensor, have: tuple[int, int], want: Layout) -> Tensor:
     """
     if want.order == "any":
         return x
-    if x.dim() != 4:
+    if want.order == "rows" or x.dim() != 4:
         return x.contiguous()
     if want.order == "nhwc":
         return x.contiguous(memory_format=torch.channels_last)

@@ -84,6 +84,14 @@ class Method(ABC, Generic[ConfigT, PackedT]):
         """Valid candidates, best guess first."""
 
     @abstractmethod
+    def candidate(self, segment: Segment, config: ConfigT) -> Candidate[ConfigT]:
+        """``config`` with the layouts it implies, for a plan that is read back.
+
+        Raises:
+            ValueError: the configuration does not fit the segment.
+        """
+
+    @abstractmethod
     def pack(self, segment: Segment, parameters: Parameters, config: ConfigT) -> PackedT:
         """Weights in the method's format.  Offline, torch and NumPy only.
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from zeroskip.core.layer import Activation, Layer, ResidualPlace
 
-UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
 """Half the distance from 1 to the next number of the type."""
 
 

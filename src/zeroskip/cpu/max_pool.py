@@ -39,6 +39,13 @@ class MaxPool:
     padding: tuple[int, int]
     ceil_mode: bool
 
+    def __post_init__(self) -> None:
+        for size, window, stride, padding in zip((self.h, self.w), self.window, self.stride, self.padding, strict=True):
+            if not (size >= 1 and window >= 1 and stride >= 1 and 0 <= padding <= window // 2):
+                raise ValueError(f"not a max pooling that torch would accept: {self}")
+        if self.p < 1 or self.q < 1:
+            raise ValueError(f"the window is larger than the image: {self}")
+
     def _size(self, axis: int) -> int:
         length = (self.h, self.w)[axis]
         rest = length + 2 * self.padding[axis] - self.window[axis]

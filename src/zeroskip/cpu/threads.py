@@ -27,9 +27,19 @@ def entry(address: int) -> Callable[[int], None]:
 
 
 @functools.cache
+def _found() -> tuple[str, Launch]:
+    openmp = _openmp()
+    return ("torch's OpenMP", openmp) if openmp else ("Python threads", _python_threads())
+
+
 def launcher() -> Launch:
     """The way to start threads on this machine."""
-    return _openmp() or _python_threads()
+    return _found()[1]
+
+
+def pool_name() -> str:
+    """Whose threads ``launcher`` uses, for people."""
+    return _found()[0]
 
 
 def _openmp() -> Launch | None:

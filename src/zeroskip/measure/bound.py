@@ -61,7 +61,9 @@ class Case:
     def random(segment: Segment, seed: int = 0) -> Case:
         layer = segment.layer
         generator = torch.Generator().manual_seed(seed)
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(layer.precision, torch.float32)
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}.get(
+            layer.precision, torch.float32
+        )
         shape, out = layer.shape.input_shape, layer.shape.output_shape
         x_shape, y_shape = (shape[:2], out[:2]) if layer.kind == "linear" else (shape, out)
         x = torch.randn(x_shape, generator=generator).to(dtype)
@@ -119,9 +121,10 @@ class Oracle:
         """How far ``y`` lies from the truth; an element never written (NaN) is infinitely far."""
         value, bound = self.expected.value, self.expected.bound
         error = (y[self.images].double() - value).abs()
-        same = y[self.images].double() == value
+        found = y[self.images].double()
+        same = (found == value) | (found.isnan() & value.isnan())
         share = torch.where(same, 0.0, error / bound).nan_to_num(nan=torch.inf)
-        norm = float(value.norm())
+        error, norm = error[~same], float(value.norm())
         return Verdict(
             float(error.norm()) / norm if norm else float(error.norm()), float(share.max()) if share.numel() else 0.0
         )

@@ -9,6 +9,9 @@ from torch import Tensor
 from zeroskip.core.graph import CONV, LINEAR, Graph, Node, Ref, Value, substitute
 from zeroskip.core.layer import Epilogue, Layer, Precision, Sparsity
 
+PRECISIONS: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
+"""Of a layer, by the dtype of its input and weight."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -17,13 +20,14 @@ class Program:
     graph: Graph
     tensors: dict[str, Tensor]
 
-    def layers(self, precision: Precision = "fp32") -> dict[str, Layer]:
+    def layers(self) -> dict[str, Layer]:
         """The facts of every convolution and linear layer, by node name."""
         found = {}
         for node in self.graph.nodes:
             if node.op in (CONV, LINEAR) and node.conv is not None:
                 epilogue = Epilogue(node.args[2] is not None, node.conv.activation, node.conv.residual)
                 weight = self.tensors[node.args[1].ref]
+                precision = PRECISIONS[str(weight.dtype).removeprefix("torch.")]
                 found[node.name] = Layer(
                     node.name,
                     "linear" if node.op == LINEAR else "conv2d",

@@ -11,6 +11,7 @@ the order below: output channels in chunks (for threads), inside them blocks of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -68,34 +69,24 @@ def stretch(
     channel = channel + rows // (k // groups) * group_channels
     bounds = _balanced(csr.row_offsets.numpy(), chunks)
 
-    parts: list[_Chunk] = [
-        _chunk(rows[low:high], channel[low:high], range(first, last), block_channels)
-        for first, last, low, high in (
-            (a, b, int(csr.row_offsets[a]), int(csr.row_offsets[b]))
-            for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-        )
-    ]
     entries = np.empty((len(rows), 2), np.int32)
     segments, blocks, channels, chunk_bounds = [], [], [], [0]
-    entry = segment = channel_count = 0
-    for part, first in zip(parts, bounds[:-1], strict=True):
-        low = int(csr.row_offsets[first])
+    segment = channel_count = 0
+    for first, last in pairwise(bounds):
+        low, high = int(csr.row_offsets[first]), int(csr.row_offsets[last])
+        part = _chunk(rows[low:high], channel[low:high], range(first, last), block_channels)
         order = part.order + low
-        entries[entry : entry + len(order), 0] = csr.values.numpy()[order].view(np.int32)
-        entries[entry : entry + len(order), 1] = part.position * channel_bytes + taps.reshape(-1)[tap[order]]
+        entries[low:high, 0] = csr.values.numpy()[order].view(np.int32)
+        entries[low:high, 1] = part.position * channel_bytes + taps.reshape(-1)[tap[order]]
         table = part.blocks.copy()
         table[:, 0:2] += channel_count
-        table[:, 2] += entry
+        table[:, 2] += low
         table[:, 3:8] += segment
         blocks.append(table)
         segments.append(part.segments)
         channels.append(part.channels)
         chunk_bounds.append(chunk_bounds[-1] + len(table))
-        entry, segment, channel_count = (
-            entry + len(order),
-            segment + len(part.segments),
-            channel_count + len(part.channels),
-        )
+        segment, channel_count = segment + len(part.segments), channel_count + len(part.channels)
 
     def tensor(arrays: list[npt.NDArray[np.int32]]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(np.concatenate(arrays), np.int32))

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from zeroskip.core.device import Device
-from zeroskip.core.layer import Precision
-from zeroskip.core.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,13 @@ class Step:
     density: float
     method: str
     config: dict[str, Any]
-    inputs: tuple[Layout, ...]
-    outputs: tuple[Layout, ...]
     why: str
     time_us: float | None = None
     dense_us: float | None = None
     floor_us: float = 0.0
+    flops: int = 0
+    """Useful operations: those of nonzero weights."""
+    bytes: int = 0
     pack_seconds: float = 0.0
     build_seconds: float = 0.0
     packed_bytes: int = 0
@@ -71,7 +70,8 @@ class Plan:
     """Everything decided for one model on one device for one set of input shapes."""
 
     device: Device
-    precision: Precision
+    precision: str
+    """Of its layers; several are joined by a slash."""
     input_shapes: tuple[tuple[int, ...], ...]
     steps: tuple[Step, ...]
     weights_hash: str
@@ -147,5 +147,5 @@ def weights_hash(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()[:32]

@@ -13,9 +13,9 @@ from zeroskip._version import __version__
 from zeroskip.core.device import Device
 from zeroskip.core.env import source_hash
 from zeroskip.core.errors import Unsupported, ZeroskipError
-from zeroskip.core.graph import Graph, Segment
+from zeroskip.core.graph import CONV, LINEAR, Graph, Segment
 from zeroskip.core.jsonable import to_json
-from zeroskip.core.layer import Layer, Precision
+from zeroskip.core.layer import Layer
 from zeroskip.core.method import AnyMethod, layer_parameters
 from zeroskip.measure.timer import Timer, measure
 from zeroskip.model.program import Program
@@ -40,14 +40,12 @@ class Tuning:
     options: Mapping[str, tuple[Option, ...]]
     refused: Mapping[str, tuple[Rejection, ...]]
     device: Device
-    precision: Precision
     seconds: float
     contended: bool
 
 
 def tune_program(
     program: Program,
-    precision: Precision,
     methods: Mapping[str, AnyMethod],
     device: Device,
     progress: Progress = silent,
@@ -55,7 +53,7 @@ def tune_program(
 ) -> Tuning:
     """Measure every method on every distinct layer of ``program``."""
     started = time.perf_counter()
-    graph, layers = program.graph, program.layers(precision)
+    graph, layers = program.graph, program.layers()
     known: dict[tuple[object, ...], Tuned] = {}
     options: dict[str, tuple[Option, ...]] = {}
     refused: dict[str, tuple[Rejection, ...]] = {}
@@ -78,7 +76,7 @@ def tune_program(
             )
         options[name], refused[name] = tuple(found), tuple(reasons)
     progress(len(layers), len(layers), "")
-    return Tuning(program, layers, options, refused, device, precision, time.perf_counter() - started, contended)
+    return Tuning(program, layers, options, refused, device, time.perf_counter() - started, contended)
 
 
 def _claims(
@@ -128,7 +126,7 @@ def _plan(tuning: Tuning, choice: Choice) -> Plan:
     shapes = tuple(program.graph.values[name].shape for name in program.graph.inputs)
     return Plan(
         tuning.device,
-        tuning.precision,
+        "/".join(sorted({layer.precision for layer in tuning.layers.values()})),
         shapes,
         tuple(step_of(tuning, option) for option in choice.options),
         weights_hash(program.tensors),
@@ -168,12 +166,12 @@ def step_of(tuning: Tuning, option: Option) -> Step:
         layer.weights.density,
         option.method,
         to_json(option.candidate.config),
-        option.candidate.inputs,
-        option.candidate.outputs,
         _why(layer, option, fastest),
         option.time_us,
         dense_us,
-        option.floor_us,
+        option.cost.seconds(tuning.device) * 1e6,
+        option.cost.flops,
+        option.cost.bytes_read + option.cost.bytes_written,
         option.pack_seconds,
         option.build_seconds,
         option.packed_bytes,
@@ -207,6 +205,13 @@ def validate(plan: Plan, program: Program, methods: Mapping[str, AnyMethod]) -> 
         raise ValueError(
             f"this plan is for inputs of shape {plan.input_shapes}, the example has {shapes}: "
             "compile with replan=True to measure again"
+        )
+    covered = [name for step in plan.steps for name in step.nodes]
+    layers = program.graph.names(CONV, LINEAR)
+    if sorted(covered) != sorted(layers) and (len(set(covered)) < len(covered) or set(layers) - set(covered)):
+        raise ValueError(
+            "the steps of this plan do not hold every layer of the model exactly once: compile with replan=True to "
+            "measure again"
         )
     missing = {step.method for step in plan.steps} - set(methods)
     if missing:

@@ -110,8 +110,6 @@ class GradualPruner:
     def _select(self, sparsity: float) -> dict[str, torch.Tensor]:
         # Score -1, under any magnitude: what is masked already goes first, so it is never chosen to stay
         # in place of a live weight that happens to be zero.
-        scores = [
-            layer.weight.abs().masked_fill(~self._masks[name], -1) for name, layer in self._pruned.items()
-        ]
+        scores = [layer.weight.abs().masked_fill(~self._masks[name], -1) for name, layer in self._pruned.items()]
         masks = select(list(self._pruned), scores, self._pattern, sparsity, self._scope)
         return {name: mask & self._masks[name] for name, mask in zip(self._pruned, masks, strict=True)}

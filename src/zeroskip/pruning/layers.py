@@ -76,9 +76,7 @@ def _names_by_weight(model: nn.Module) -> list[list[str]]:
 
 def _check_patterns(argument: str, patterns: Sequence[str] | None, names: list[list[str]]) -> None:
     if isinstance(patterns, str):
-        raise ValueError(
-            f"{argument}: got the string {patterns!r}, expected a list of patterns; put it in brackets"
-        )
+        raise ValueError(f"{argument}: got the string {patterns!r}, expected a list of patterns; put it in brackets")
     for pattern in patterns or ():
         if not any(_matches(group, [pattern]) for group in names):
             known = ", ".join(name for group in names for name in group)

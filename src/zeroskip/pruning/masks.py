@@ -30,15 +30,11 @@ def final_sparsity(pattern: str, sparsity: float | None, scope: str) -> float:
         n, m = group
         return (m - n) / m
     if sparsity is None or not 0 <= sparsity < 1:
-        raise ValueError(
-            f"sparsity: got {sparsity}, expected a fraction in [0, 1); 0.9 keeps every tenth weight"
-        )
+        raise ValueError(f"sparsity: got {sparsity}, expected a fraction in [0, 1); 0.9 keeps every tenth weight")
     return sparsity
 
 
-def select(
-    names: Sequence[str], scores: Sequence[Tensor], pattern: str, sparsity: float, scope: str
-) -> list[Tensor]:
+def select(names: Sequence[str], scores: Sequence[Tensor], pattern: str, sparsity: float, scope: str) -> list[Tensor]:
     """Boolean keep-masks for `scores` (one tensor per layer, any float dtype), highest scores kept.
 
     "unstructured" drops exactly round(sparsity * numel) weights, per layer or, with scope "global", over
@@ -49,9 +45,7 @@ def select(
     """
     for name, score in zip(names, scores, strict=True):
         if bool(score.isnan().any()):
-            raise ValueError(
-                f"layer {name!r}: got NaN weights, expected numbers; go back to a checkpoint without NaN"
-            )
+            raise ValueError(f"layer {name!r}: got NaN weights, expected numbers; go back to a checkpoint without NaN")
     group = _group(pattern)
     if group is not None:
         return [_drop_per_group(name, s, group[1], sparsity) for name, s in zip(names, scores, strict=True)]

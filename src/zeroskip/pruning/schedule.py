@@ -19,9 +19,7 @@ class CubicSchedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin < self.end:
-            raise ValueError(
-                f"begin, end: got {self.begin}, {self.end}, expected 0 <= begin < end; swap or raise them"
-            )
+            raise ValueError(f"begin, end: got {self.begin}, {self.end}, expected 0 <= begin < end; swap or raise them")
         if self.every < 1:
             raise ValueError(f"every: got {self.every}, expected at least 1; 100 is a common choice")
 

@@ -55,7 +55,7 @@ def _inductor(model: nn.Module, x: Tensor, threads: int) -> Call:
             run = _no_grad(compiled, x)
             run()
             run()
-        except Exception as error:  # noqa: BLE001 -- a compiler that fails is a fact to record, whatever it raises
+        except Exception as error:
             raise Unsupported(f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     return run
 
@@ -74,7 +74,7 @@ def _onnxruntime(model: nn.Module, x: Tensor, threads: int) -> Call:
         path = Path(folder) / "model.onnx"
         try:
             torch.onnx.export(model, (x,), str(path), input_names=["x"], dynamo=False)
-        except Exception as error:  # noqa: BLE001 -- as above
+        except Exception as error:
             raise Unsupported(
                 f"torch.onnx.export failed: {type(error).__name__}: {str(error).splitlines()[0]}"
             ) from error

@@ -32,8 +32,18 @@ def layer_bars(plan: Plan, colours: Mapping[str, str]) -> Chart:
             dense = f"dense {milliseconds(step.dense_us)} ms"
             bars.append(_Bar(index + 0.27, step.dense_us, colours["dense"], dense, f"{_plain(step.name)}<br>{dense}"))
         bars.append(_Bar(index, time_us, colours[step.method], label, hover))
-        names.append({"text": f"{_plain(step.name)}  <span>{_plain(step.layer)}</span>", "x": 0, "y": index - 0.29,
-                      "xref": "paper", "xanchor": "left", "yanchor": "middle", "showarrow": False, "borderpad": 0})
+        names.append(
+            {
+                "text": f"{_plain(step.name)}  <span>{_plain(step.layer)}</span>",
+                "x": 0,
+                "y": index - 0.29,
+                "xref": "paper",
+                "xanchor": "left",
+                "yanchor": "middle",
+                "showarrow": False,
+                "borderpad": 0,
+            }
+        )
     return _bars(bars, 0.24, (-0.5, len(timed) - 0.55), _STEP_PX * len(timed), names)
 
 
@@ -44,8 +54,10 @@ def case_bars(comparison: Comparison, colours: Mapping[str, str]) -> Chart:
         record, median, (low, high) = comparison.records[method], times.median_us, quartiles_us(times)
         verdict = comparison.verdict(record)
         label = f"{_plain(method)} <b>{milliseconds(median)} ms</b>  {verdict}".removesuffix("  -")
-        hover = (f"{_plain(method)}<br>median of {len(times.samples_us)}: {milliseconds(median)} ms<br>"
-                 f"quartiles {milliseconds(low)} and {milliseconds(high)} ms<br>{_config(record.config)}")
+        hover = (
+            f"{_plain(method)}<br>median of {len(times.samples_us)}: {milliseconds(median)} ms<br>"
+            f"quartiles {milliseconds(low)} and {milliseconds(high)} ms<br>{_config(record.config)}"
+        )
         bars.append(_Bar(index, median, colours[method], label, hover, (low, high), verdict == CONTENDED))
     return _bars(bars, 0.62, (-0.6, len(bars) - 0.4), _BAR_PX * len(bars), [])
 
@@ -71,9 +83,12 @@ class Work:
 
 def works(plan: Plan) -> list[Work]:
     """The measured steps whose work is known."""
-    counted = [(step, vars(step).get("flops", 0), vars(step).get("bytes", 0)) for step in plan.steps]
-    return [Work(step.name, step.method, flops, moved, step.time_us) for step, flops, moved in counted
-            if step.time_us and flops and moved]
+    counted = [(step, step.flops, step.bytes) for step in plan.steps]
+    return [
+        Work(step.name, step.method, flops, moved, step.time_us)
+        for step, flops, moved in counted
+        if step.time_us and flops and moved
+    ]
 
 
 def above_roof(works: Sequence[Work], peak_gflops: float, peak_gbps: float) -> list[Work]:
@@ -90,24 +105,44 @@ def roofline(works: Sequence[Work], peak_gflops: float, peak_gbps: float, colour
     """
     wrong = above_roof(works, peak_gflops, peak_gbps)
     right = [work for work in works if work not in wrong]
-    data = [_points([work for work in right if work.method == method], colours[method])
-            for method in ordered(work.method for work in right)]
+    data = [
+        _points([work for work in right if work.method == method], colours[method])
+        for method in ordered(work.method for work in right)
+    ]
     if peak_gflops and peak_gbps:
         ridge = peak_gflops / peak_gbps
         ends = [ridge, *(work.intensity for work in works)]
         xs = [min(ends) / 2, ridge, max(ends) * 2]
-        data.append({"type": "scatter", "mode": "lines", "line": {"width": 2}, "meta": "roof", "hoverinfo": "skip",
-                     "x": xs, "y": [min(peak_gflops, peak_gbps * x) for x in xs]})
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "line": {"width": 2},
+                "meta": "roof",
+                "hoverinfo": "skip",
+                "x": xs,
+                "y": [min(peak_gflops, peak_gbps * x) for x in xs],
+            }
+        )
     if wrong:
         names = [f"error: {_plain(work.name)}" for work in wrong]
-        data.append(_points(wrong, ERROR, symbol="x")
-                    | {"mode": "markers+text", "text": names, "textposition": "bottom center", "meta": "error"})
+        data.append(
+            _points(wrong, ERROR, symbol="x")
+            | {"mode": "markers+text", "text": names, "textposition": "bottom center", "meta": "error"}
+        )
     axis: Chart = {"type": "log", "exponentformat": "none"}
-    return {"data": data, "layout": {
-        "height": 420, "margin": {"l": 62, "r": 16, "t": 12, "b": 52}, "showlegend": False, "hovermode": "closest",
-        "xaxis": axis | {"title": {"text": "useful FLOP per byte"}, "dtick": 1},
-        "yaxis": axis | {"title": {"text": "useful GFLOP/s"}, "tickvals": _TICKS,
-                         "ticktext": [f"{tick:g}" for tick in _TICKS]}}}
+    return {
+        "data": data,
+        "layout": {
+            "height": 420,
+            "margin": {"l": 62, "r": 16, "t": 12, "b": 52},
+            "showlegend": False,
+            "hovermode": "closest",
+            "xaxis": axis | {"title": {"text": "useful FLOP per byte"}, "dtick": 1},
+            "yaxis": axis
+            | {"title": {"text": "useful GFLOP/s"}, "tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]},
+        },
+    }
 
 
 @dataclass(frozen=True)
@@ -126,33 +161,69 @@ class _Bar:
         return (self.quartiles_us[1] if self.quartiles_us else self.time_us) / 1e3
 
 
-def _bars(bars: Sequence[_Bar], width: float, y_range: tuple[float, float], height: int,
-          names: Sequence[dict[str, Any]]) -> Chart:
+def _bars(
+    bars: Sequence[_Bar], width: float, y_range: tuple[float, float], height: int, names: Sequence[dict[str, Any]]
+) -> Chart:
     """Horizontal bars, and their labels as a trace of their own because Plotly's would lie on the whiskers."""
     y = [bar.y for bar in bars]
     drawn: dict[str, Any] = {
-        "type": "bar", "orientation": "h", "width": width, "x": [bar.time_us / 1e3 for bar in bars], "y": y,
+        "type": "bar",
+        "orientation": "h",
+        "width": width,
+        "x": [bar.time_us / 1e3 for bar in bars],
+        "y": y,
         "marker": {"color": [bar.colour for bar in bars], "opacity": [0.45 if bar.faint else 1.0 for bar in bars]},
-        "hovertext": [bar.hover for bar in bars], "hoverinfo": "text"}
+        "hovertext": [bar.hover for bar in bars],
+        "hoverinfo": "text",
+    }
     if any(bar.quartiles_us for bar in bars):
         ranges = [(bar.time_us, *(bar.quartiles_us or (bar.time_us, bar.time_us))) for bar in bars]
-        drawn["error_x"] = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 3,
-                            "array": [(high - time) / 1e3 for time, _, high in ranges],
-                            "arrayminus": [(time - low) / 1e3 for time, low, _ in ranges]}
-    labels = {"type": "scatter", "mode": "text", "x": [bar.end_ms for bar in bars], "y": y, "hoverinfo": "skip",
-              "text": [f"\u00a0{bar.label}" for bar in bars], "textposition": "middle right", "cliponaxis": False,
-              "meta": "labels"}
-    return {"data": [drawn, labels], "layout": {
-        "height": height + _MARGIN_PX, "margin": {"l": 0, "r": 0, "t": _MARGIN_PX // 2, "b": _MARGIN_PX // 2},
-        "showlegend": False, "annotations": list(names), "xaxis": {"visible": False, "fixedrange": True},
-        "yaxis": {"visible": False, "fixedrange": True, "range": list(reversed(y_range))}}}
+        drawn["error_x"] = {
+            "type": "data",
+            "symmetric": False,
+            "thickness": 1.2,
+            "width": 3,
+            "array": [(high - time) / 1e3 for time, _, high in ranges],
+            "arrayminus": [(time - low) / 1e3 for time, low, _ in ranges],
+        }
+    labels = {
+        "type": "scatter",
+        "mode": "text",
+        "x": [bar.end_ms for bar in bars],
+        "y": y,
+        "hoverinfo": "skip",
+        "text": [f"\u00a0{bar.label}" for bar in bars],
+        "textposition": "middle right",
+        "cliponaxis": False,
+        "meta": "labels",
+    }
+    return {
+        "data": [drawn, labels],
+        "layout": {
+            "height": height + _MARGIN_PX,
+            "margin": {"l": 0, "r": 0, "t": _MARGIN_PX // 2, "b": _MARGIN_PX // 2},
+            "showlegend": False,
+            "annotations": list(names),
+            "xaxis": {"visible": False, "fixedrange": True},
+            "yaxis": {"visible": False, "fixedrange": True, "range": list(reversed(y_range))},
+        },
+    }
 
 
 def _points(works: Sequence[Work], colour: str, symbol: str = "circle") -> dict[str, Any]:
-    return {"type": "scatter", "mode": "markers", "marker": {"color": colour, "size": 9, "symbol": symbol},
-            "x": [work.intensity for work in works], "y": [work.gflops for work in works], "hoverinfo": "text",
-            "hovertext": [f"{_plain(work.name)}<br>{_plain(work.method)}, {milliseconds(work.time_us)} ms<br>"
-                          f"{work.gflops:.1f} GFLOP/s at {work.intensity:.1f} FLOP/byte" for work in works]}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "marker": {"color": colour, "size": 9, "symbol": symbol},
+        "x": [work.intensity for work in works],
+        "y": [work.gflops for work in works],
+        "hoverinfo": "text",
+        "hovertext": [
+            f"{_plain(work.name)}<br>{_plain(work.method)}, {milliseconds(work.time_us)} ms<br>"
+            f"{work.gflops:.1f} GFLOP/s at {work.intensity:.1f} FLOP/byte"
+            for work in works
+        ],
+    }
 
 
 def _plain(text: str) -> str:

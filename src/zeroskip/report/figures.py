@@ -37,8 +37,9 @@ def bars(records: Iterable[Record], path: Path | str, title: str) -> None:
     height = _TITLE_IN + sum(size + _CASE_IN for size in sizes)
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH_IN, height), facecolor="white")
-        figure.text(0.02, 1 - 0.5 * _TITLE_IN / height, title, fontsize=12, fontweight="bold", va="center",
-                    parse_math=False)
+        figure.text(
+            0.02, 1 - 0.5 * _TITLE_IN / height, title, fontsize=12, fontweight="bold", va="center", parse_math=False
+        )
         bottom = height - _TITLE_IN
         for comparison, size in zip(comparisons, sizes, strict=True):
             bottom -= size + _CASE_IN
@@ -51,12 +52,24 @@ def _draw(axes: Any, comparison: Comparison, known: Mapping[str, str]) -> None:
     longest = max(quartiles_us(item)[1] for item in times.values())
     for index, (method, item) in enumerate(times.items()):
         median, (low, high) = item.median_us, quartiles_us(item)
-        axes.barh(index, median, 0.72, color=known[method], xerr=[[median - low], [high - median]],
-                  error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": "#444444"})
+        axes.barh(
+            index,
+            median,
+            0.72,
+            color=known[method],
+            xerr=[[median - low], [high - median]],
+            error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": "#444444"},
+        )
         verdict = comparison.verdict(comparison.records[method])
         label = f"{method}  {milliseconds(median)} ms{f'  {verdict}' if verdict != '-' else ''}"
-        axes.text(high + 0.01 * longest, index, label, va="center", parse_math=False,
-                  fontweight="normal" if method in BASELINES else "bold")
+        axes.text(
+            high + 0.01 * longest,
+            index,
+            label,
+            va="center",
+            parse_math=False,
+            fontweight="normal" if method in BASELINES else "bold",
+        )
     axes.set_title(comparison.label, loc="left", fontsize=9.5, fontweight="bold", pad=3, parse_math=False)
     axes.set(xlim=(0, longest / (1 - _LABEL_SHARE)), ylim=(len(times) - 0.5, -0.5))
     axes.set_axis_off()

@@ -17,8 +17,9 @@ VOID = Html("")
 
 def tag(name: str, *children: str, **attributes: str) -> Html:
     """``<name attribute="...">children</name>``; ``class_`` is written ``class``, other underscores are hyphens."""
-    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
-                      for key, value in attributes.items())
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"' for key, value in attributes.items()
+    )
     return Html(f"<{name}{written}>{join(children)}</{name}>")
 
 

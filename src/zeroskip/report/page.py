@@ -15,8 +15,13 @@ from zeroskip.report.palette import colours
 from zeroskip.report.records import RecordFile
 
 
-def write_page(path: Path | str, plan: Plan | None, records: RecordFile | None, title: str,
-               images: Sequence[tuple[str, bytes]] = ()) -> None:
+def write_page(
+    path: Path | str,
+    plan: Plan | None,
+    records: RecordFile | None,
+    title: str,
+    images: Sequence[tuple[str, bytes]] = (),
+) -> None:
     """Write a report; what there is no plan or no record for is left out.
 
     Args:
@@ -25,11 +30,22 @@ def write_page(path: Path | str, plan: Plan | None, records: RecordFile | None, 
     Raises:
         Unsupported: Plotly is not installed.
     """
-    body = join([tag("header", tag("p", "zeroskip report", class_="eyebrow"), tag("h1", title)),
-                 tag("main", *_sections(plan, records, images)), tag("footer", f"Made by zeroskip {__version__}.")])
-    page = join([Html('<!DOCTYPE html>\n<html lang="en">\n'), _head(title), Html("\n"),
-                 tag("body", body, *(tag("script", Html(text)) for text in (_plotly(), _text("page.js")))),
-                 Html("\n</html>\n")])
+    body = join(
+        [
+            tag("header", tag("p", "zeroskip report", class_="eyebrow"), tag("h1", title)),
+            tag("main", *_sections(plan, records, images)),
+            tag("footer", f"Made by zeroskip {__version__}."),
+        ]
+    )
+    page = join(
+        [
+            Html('<!DOCTYPE html>\n<html lang="en">\n'),
+            _head(title),
+            Html("\n"),
+            tag("body", body, *(tag("script", Html(text)) for text in (_plotly(), _text("page.js")))),
+            Html("\n</html>\n"),
+        ]
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -42,16 +58,22 @@ def _sections(plan: Plan | None, records: RecordFile | None, images: Sequence[tu
     parts = [sections.headline(plan)] if plan else []
     parts += [sections.pictures(images)] if images else []
     if plan:
-        parts += [sections.layers(plan, known), sections.plan_table(plan), sections.graph(plan, known),
-                  sections.roofline(plan, known)]
+        parts += [
+            sections.layers(plan, known),
+            sections.plan_table(plan),
+            sections.graph(plan, known),
+            sections.roofline(plan, known),
+        ]
     parts += [sections.measurements(records, known)] if records else []
     return [*parts, sections.raw(plan, records)]
 
 
 def _head(title: str) -> Html:
     # The empty icon keeps a browser from asking for one.
-    start = Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-                 '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">')
+    start = Html(
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+    )
     return tag("head", start, tag("title", title), tag("style", Html(_text("page.css"))))
 
 
@@ -63,6 +85,7 @@ def _plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise Unsupported("the report page needs Plotly, which is not installed: pip install 'zeroskip[report]'"
-                          ) from error
+        raise Unsupported(
+            "the report page needs Plotly, which is not installed: pip install 'zeroskip[report]'"
+        ) from error
     return str(get_plotlyjs())

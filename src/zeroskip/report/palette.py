@@ -31,7 +31,7 @@ def ink_on(colour: str) -> str:
 
     Source: WCAG 2.2, relative luminance; 0.3 is a little above the point of equal contrast.
     """
-    channels = [int(colour[start:start + 2], 16) / 255 for start in (1, 3, 5)]
+    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return _DARK if luminance > 0.3 else _LIGHT

@@ -42,17 +42,22 @@ def read(path: Path | str) -> RecordFile:
         kind, content = _parse(line, where, last=number == len(lines))
         if kind == "environment":
             if not isinstance(content, dict) or not isinstance(content.get("id"), str):
-                raise FileFormatError(f"{where}: got an environment without a text 'id'; {_EXPECTED}: "
-                                      "fix or remove the line")
+                raise FileFormatError(
+                    f"{where}: got an environment without a text 'id'; {_EXPECTED}: fix or remove the line"
+                )
             environments[content["id"]] = content
             continue
         record = from_json(Record, content, f"{where}: $.record")
         if record.environment not in environments:
-            raise FileFormatError(f"{where}: the record was taken in environment {record.environment!r}, but the lines "
-                                  f"before hold {sorted(environments)}: put that line back, or remove the record")
+            raise FileFormatError(
+                f"{where}: the record was taken in environment {record.environment!r}, but the lines "
+                f"before hold {sorted(environments)}: put that line back, or remove the record"
+            )
         if record.times is not None and not all(0 < sample < math.inf for sample in record.times.samples_us or (0.0,)):
-            raise FileFormatError(f"{where}: times must be positive numbers, at least one, got "
-                                  f"{record.times.samples_us[:5]}: remove the record and measure it again")
+            raise FileFormatError(
+                f"{where}: times must be positive numbers, at least one, got "
+                f"{record.times.samples_us[:5]}: remove the record and measure it again"
+            )
         records.append(record)
     return RecordFile(environments, tuple(records))
 
@@ -62,8 +67,10 @@ def _parse(line: bytes, where: str, last: bool) -> tuple[str, Any]:
         data = json.loads(line)
     except ValueError as error:
         if last:
-            raise FileFormatError(f"{where}: the file ends in the middle of this line, so whatever wrote it was "
-                                  "stopped: remove the line to use the rest") from error
+            raise FileFormatError(
+                f"{where}: the file ends in the middle of this line, so whatever wrote it was "
+                "stopped: remove the line to use the rest"
+            ) from error
         raise FileFormatError(f"{where}: not JSON ({error}); {_EXPECTED}: fix or remove the line") from error
     if not isinstance(data, dict) or len(data) != 1 or next(iter(data)) not in ("environment", "record"):
         raise FileFormatError(f"{where}: got {line[:80]!r}; {_EXPECTED}: fix or remove the line")
@@ -105,8 +112,10 @@ class Writer:
             ValueError: the file has no line for the record's environment.
         """
         if record.environment not in self._known:
-            raise ValueError(f"the record names environment {record.environment!r}, the file holds "
-                             f"{sorted(self._known)}: call environment() first and use the id it returns")
+            raise ValueError(
+                f"the record names environment {record.environment!r}, the file holds "
+                f"{sorted(self._known)}: call environment() first and use the id it returns"
+            )
         self._line({"record": to_json(record)})
 
     def close(self) -> None:
@@ -115,8 +124,9 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _line(self, data: dict[str, Any]) -> None:

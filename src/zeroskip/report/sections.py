@@ -32,35 +32,73 @@ def headline(plan: Plan) -> Html:
 def _verdict(plan: Plan) -> Html:
     found = plan.confirmation
     if found is None:
-        return tag("div", tag("p", "Not confirmed", class_="ratio words"),
-                   tag("p", "This plan holds no measurement of the whole model, so it claims no speed-up.",
-                       class_="lead"))
+        return tag(
+            "div",
+            tag("p", "Not confirmed", class_="ratio words"),
+            tag("p", "This plan holds no measurement of the whole model, so it claims no speed-up.", class_="lead"),
+        )
     if found.contended:
-        return tag("div", tag("p", "No ratio", class_="ratio words"),
-                   tag("p", "The machine was busy with other work while the whole model was measured, so these times "
-                       "are not to be compared. Measure again on a quiet machine.", class_="lead"), _totals(found))
+        return tag(
+            "div",
+            tag("p", "No ratio", class_="ratio words"),
+            tag(
+                "p",
+                "The machine was busy with other work while the whole model was measured, so these times "
+                "are not to be compared. Measure again on a quiet machine.",
+                class_="lead",
+            ),
+            _totals(found),
+        )
     zeros, rest = found.dense_engine_us / found.engine_us, found.torch_us / found.dense_engine_us
-    return tag("div", tag("p", f"{found.speedup:.2f}×", class_="ratio"),
-               tag("p", "the speed of torch: ", tag("strong", f"{zeros:.2f}×"), " from skipping zeros, ",
-                   tag("strong", f"{rest:.2f}×"), " from fusion and the rewritten graph.", class_="lead"),
-               _totals(found))
+    return tag(
+        "div",
+        tag("p", f"{found.speedup:.2f}×", class_="ratio"),
+        tag(
+            "p",
+            "the speed of torch: ",
+            tag("strong", f"{zeros:.2f}×"),
+            " from skipping zeros, ",
+            tag("strong", f"{rest:.2f}×"),
+            " from fusion and the rewritten graph.",
+            class_="lead",
+        ),
+        _totals(found),
+    )
 
 
 def _totals(found: Confirmation) -> Html:
-    rows = (("torch", found.torch_us, "torch"), ("zeroskip, dense kernels only", found.dense_engine_us, "dense"),
-            ("zeroskip", found.engine_us, "zeroskip"))
+    rows = (
+        ("torch", found.torch_us, "torch"),
+        ("zeroskip, dense kernels only", found.dense_engine_us, "dense"),
+        ("zeroskip", found.engine_us, "zeroskip"),
+    )
     longest = max(time for _, time, _ in rows)
-    return tag("div", *(tag("div", tag("span", name), tag("span", f"{milliseconds(time)} ms", class_="number"),
-                            tag("i", style=f"width:{100 * time / longest:.2f}%"), class_=f"total {kind}")
-                        for name, time, kind in rows), class_="totals")
+    return tag(
+        "div",
+        *(
+            tag(
+                "div",
+                tag("span", name),
+                tag("span", f"{milliseconds(time)} ms", class_="number"),
+                tag("i", style=f"width:{100 * time / longest:.2f}%"),
+                class_=f"total {kind}",
+            )
+            for name, time, kind in rows
+        ),
+        class_="totals",
+    )
 
 
 def _machine(plan: Plan) -> dict[str, str]:
     device = plan.device
-    facts = {"machine": device.name, "threads": str(device.threads), "vectors": f"{device.vector_floats} floats",
-             "caches": f"L1 {device.l1_bytes // 1024} KiB, L2 {device.l2_bytes // 1024} KiB",
-             "precision": plan.precision,
-             "inputs": ", ".join(" × ".join(map(str, shape)) for shape in plan.input_shapes)}
+    facts = {
+        "machine": device.name,
+        "threads": str(device.threads),
+        "vectors": f"{device.vector_floats} floats",
+        "caches": f"L1 {device.l1_bytes // 1024} KiB, L2 {device.l2_bytes // 1024} KiB",
+        "precision": plan.precision,
+        "inputs": ", ".join(" × ".join(map(str, shape)) for shape in plan.input_shapes),
+    }
     if device.peak_tflops and device.bandwidth_gbps:
         facts["peaks"] = f"{device.peak_tflops * 1e3:.0f} GFLOP/s, {device.bandwidth_gbps:.1f} GB/s"
     facts["planned in"] = f"{plan.tune_seconds:.1f} s"
@@ -76,28 +114,50 @@ def _facts(facts: Mapping[str, str]) -> Html:
 
 def pictures(images: Sequence[tuple[str, bytes]]) -> Html:
     """PNG images side by side with their captions."""
-    shown = (tag("figure", empty("img", src=f"data:image/png;base64,{base64.b64encode(png).decode()}", alt=caption),
-                 tag("figcaption", caption)) for caption, png in images)
+    shown = (
+        tag(
+            "figure",
+            empty("img", src=f"data:image/png;base64,{base64.b64encode(png).decode()}", alt=caption),
+            tag("figcaption", caption),
+        )
+        for caption, png in images
+    )
     return tag("section", tag("div", *shown, class_="pictures"))
 
 
 def layers(plan: Plan, colours: Colours) -> Html:
     """Per-layer bars with a legend."""
-    return section("Layers", "Time of every step with the method that was chosen for it, above the same step run "
-                   "dense. Point at a bar for its configuration.", _methods(plan, colours),
-                   chart(charts.layer_bars(plan, colours)))
+    return section(
+        "Layers",
+        "Time of every step with the method that was chosen for it, above the same step run "
+        "dense. Point at a bar for its configuration.",
+        _methods(plan, colours),
+        chart(charts.layer_bars(plan, colours)),
+    )
 
 
 def plan_table(plan: Plan) -> Html:
     """Every step, and why not the other methods."""
     head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why", "not chosen")
-    rows = [(tag("th", step.name, scope="row"), tag("td", step.layer, class_="nowrap"),
-             _number(f"{1 - step.density:.0%}"), tag("td", step.method), _number(_ms(step.time_us)),
-             _number(_ms(step.dense_us)), _number(_speedup(step)),
-             tag("td", step.why, class_="wide"), tag("td", *map(_rejection, step.rejected), class_="wide"))
-            for step in plan.steps]
-    return section("Plan", "What runs each step, and what every other method lost by or was refused for.",
-                   _html_table(head, rows, numbers=(2, 4, 5, 6)))
+    rows = [
+        (
+            tag("th", step.name, scope="row"),
+            tag("td", step.layer, class_="nowrap"),
+            _number(f"{1 - step.density:.0%}"),
+            tag("td", step.method),
+            _number(_ms(step.time_us)),
+            _number(_ms(step.dense_us)),
+            _number(_speedup(step)),
+            tag("td", step.why, class_="wide"),
+            tag("td", *map(_rejection, step.rejected), class_="wide"),
+        )
+        for step in plan.steps
+    ]
+    return section(
+        "Plan",
+        "What runs each step, and what every other method lost by or was refused for.",
+        _html_table(head, rows, numbers=(2, 4, 5, 6)),
+    )
 
 
 def _rejection(item: Rejection) -> Html:
@@ -116,9 +176,13 @@ def _speedup(step: Step) -> str:
 
 def graph(plan: Plan, colours: Colours) -> Html:
     """The strip of steps."""
-    return section("Steps in order", "The network from its first step to its last, each as wide as its time; below, at "
-                   "the same scale, with dense kernels. What no step covers runs in torch and is not drawn.",
-                   _methods(plan, colours), strip(plan, colours))
+    return section(
+        "Steps in order",
+        "The network from its first step to its last, each as wide as its time; below, at "
+        "the same scale, with dense kernels. What no step covers runs in torch and is not drawn.",
+        _methods(plan, colours),
+        strip(plan, colours),
+    )
 
 
 def roofline(plan: Plan, colours: Colours) -> Html:
@@ -138,19 +202,29 @@ def roofline(plan: Plan, colours: Colours) -> Html:
 
 def measurements(file: RecordFile, colours: Colours) -> Html:
     """The records as a table and as bars, with the machines they were taken on."""
-    figures = (tag("figure", tag("figcaption", comparison.label), chart(charts.case_bars(comparison, colours)))
-               for comparison in compare(file.records) if comparison.times)
+    figures = (
+        tag("figure", tag("figcaption", comparison.label), chart(charts.case_bars(comparison, colours)))
+        for comparison in compare(file.records)
+        if comparison.times
+    )
     cells = table(file.records)
     rows = [(tag("th", row[0], scope="row"), *(_number(cell) for cell in row[1:])) for row in cells.rows]
-    return section("Measurements", "Medians, ± half the interquartile range. The speed-up is over the fastest method "
-                   "that skips no zero on the same case.", legend((record.method for record in file.records), colours),
-                   tag("div", *figures, class_="cases"), _html_table(cells.head, rows, numbers=cells.numbers),
-                   *(_facts(_flat(facts)) for facts in file.environments.values()))
+    return section(
+        "Measurements",
+        "Medians, ± half the interquartile range. The speed-up is over the fastest method "
+        "that skips no zero on the same case.",
+        legend((record.method for record in file.records), colours),
+        tag("div", *figures, class_="cases"),
+        _html_table(cells.head, rows, numbers=cells.numbers),
+        *(_facts(_flat(facts)) for facts in file.environments.values()),
+    )
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, str]:
-    return {key: ", ".join(f"{name} {item}" for name, item in value.items()) if isinstance(value, dict) else str(value)
-            for key, value in facts.items()}
+    return {
+        key: ", ".join(f"{name} {item}" for name, item in value.items()) if isinstance(value, dict) else str(value)
+        for key, value in facts.items()
+    }
 
 
 def raw(plan: Plan | None, file: RecordFile | None) -> Html:
@@ -184,7 +258,9 @@ def _number(text: str) -> Html:
 
 
 def _html_table(head: Sequence[str], rows: Iterable[Iterable[Html]], numbers: Container[int]) -> Html:
-    heads = (tag("th", name, scope="col", class_="number" if column in numbers else "text")
-             for column, name in enumerate(head))
+    heads = (
+        tag("th", name, scope="col", class_="number" if column in numbers else "text")
+        for column, name in enumerate(head)
+    )
     body = tag("tbody", *(tag("tr", *row) for row in rows))
     return tag("div", tag("table", tag("thead", tag("tr", *heads)), body), class_="scroll")

@@ -27,8 +27,9 @@ def strip(plan: Plan, colours: Mapping[str, str]) -> Html:
     parts = [_row(chosen, full, 0, "as planned", colours)]
     parts.append(_row(dense, full, _ROW_PX + _GAP_PX, "every step dense", colours))
     height = str(2 * (_ROW_PX + _GAP_PX))
-    return tag("svg", *parts, class_="strip", width="100%", height=height, role="img",
-               aria_label="Steps of the plan in order")
+    return tag(
+        "svg", *parts, class_="strip", width="100%", height=height, role="img", aria_label="Steps of the plan in order"
+    )
 
 
 def _row(items: list[tuple[Step, float, str]], full: float, top: int, title: str, colours: Mapping[str, str]) -> Html:
@@ -43,8 +44,10 @@ def _row(items: list[tuple[Step, float, str]], full: float, top: int, title: str
 
 
 def _step(step: Step, time_us: float, method: str, start: float, width: float, top: int, colour: str) -> Html:
-    parts = [tag("title", f"{step.name}, {step.layer}: {method} {milliseconds(time_us)} ms"),
-             empty("rect", width="100%", height="100%", fill=colour, class_="strip-step")]
+    parts = [
+        tag("title", f"{step.name}, {step.layer}: {method} {milliseconds(time_us)} ms"),
+        empty("rect", width="100%", height="100%", fill=colour, class_="strip-step"),
+    ]
     if width >= _LETTER_SHARE * (len(step.name) + 2):
         parts.append(tag("text", step.name, x="6", y=str(_ROW_PX // 2 + 4), fill=ink_on(colour)))
     # A nested svg clips the name at the step's edge.

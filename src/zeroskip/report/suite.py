@@ -133,7 +133,7 @@ def model_of(case: BenchCase) -> nn.Module:
     """The network of a ``model`` or ``load`` case, pruned as the case says, in evaluation mode."""
     torch.manual_seed(0)
     if case.model == "denoiser":
-        from zeroskip.report.demo import sparse_denoiser
+        from zeroskip.assets import sparse_denoiser
 
         return sparse_denoiser().eval()
     if case.mask.startswith("trained:"):

@@ -32,8 +32,11 @@ class Comparison:
     @property
     def times(self) -> dict[str, Times]:
         """Of the methods that computed the right values, dense ones first."""
-        return {method: record.times for method in ordered(self.records)
-                if (record := self.records[method]).status == "OK" and record.times is not None}
+        return {
+            method: record.times
+            for method in ordered(self.records)
+            if (record := self.records[method]).status == "OK" and record.times is not None
+        }
 
     @property
     def best_dense(self) -> Record | None:
@@ -98,8 +101,10 @@ def table(records: Iterable[Record]) -> Table:
     """
     comparisons = compare(records)
     methods = ordered(method for comparison in comparisons for method in comparison.records)
-    rows = [(comparison.label, *(_cell(comparison.records.get(method)) for method in methods), _verdict(comparison))
-            for comparison in comparisons]
+    rows = [
+        (comparison.label, *(_cell(comparison.records.get(method)) for method in methods), _verdict(comparison))
+        for comparison in comparisons
+    ]
     return Table(("case", *methods, "speed-up"), tuple(rows), frozenset(range(1, len(methods) + 2)))
 
 

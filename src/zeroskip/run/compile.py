@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from zeroskip.core.layer import Precision
-from zeroskip.core.method import AnyMethod, Run
+from zeroskip.core.method import AnyMethod
+from zeroskip.measure.bound import Bound
 from zeroskip.measure.peaks import this_device
 from zeroskip.measure.timer import measure
 from zeroskip.methods import registry
@@ -30,8 +30,6 @@ CONFIRM_SECONDS = 3.0
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 31
 SAME = 1e-4
 """Largest distance of the engine's outputs from torch's, over the largest output, before a warning."""
-
-_PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 Example = Tensor | tuple[Tensor, ...]
 
@@ -54,7 +52,8 @@ def compile(
     Args:
         example: a tensor, or a tuple of tensors for a model of several inputs; a list of examples makes an engine for
             several shapes.  float32 on the CPU (other dtypes run dense).
-        threads: how many threads the engine uses; ``torch.get_num_threads()`` by default.
+        threads: how many threads the methods use, ``torch.get_num_threads()`` by default.  Operators that stay in
+            torch follow ``torch.set_num_threads`` at the time of the call.
         methods: names of the methods to consider (``dense`` always is); all by default.
         plan: plans of an earlier engine (one per example) to use instead of measuring.
         replan: measure again where ``plan`` does not fit this model.
@@ -125,15 +124,14 @@ def _variant(
             if not replan:
                 raise
     started = time.perf_counter()
-    precision = next((_PRECISIONS[x.dtype] for x in inputs if x.dtype in _PRECISIONS), "fp32")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        tuning = tune_program(program, precision, methods, this_device(threads), progress)
-        runs: dict[str, Run] = {}
-        best = refine(tuning, best_plan(tuning), inputs, methods, runs, progress)
+        tuning = tune_program(program, methods, this_device(threads), progress)
+        known: dict[str, Bound] = {}
+        best = refine(tuning, best_plan(tuning), inputs, methods, known, progress)
         dense = [Variant(program, other) for other in dense_plans(tuning, methods)]
-        plan = _confirm(model, inputs, Variant(program, best), dense, methods, runs, threads)
+        plan = _confirm(model, inputs, Variant(program, best), dense, methods, known, threads)
     finally:
         torch.set_num_threads(before)
     return Variant(program, replace(plan, tune_seconds=time.perf_counter() - started))
@@ -145,7 +143,7 @@ def _confirm(
     best: Variant,
     dense: list[Variant],
     methods: Mapping[str, AnyMethod],
-    runs: dict[str, Run],
+    known: dict[str, Bound],
     threads: int,
 ) -> Plan:
     """Run the whole engine and the whole torch model in turns; a dense plan takes over where it is faster."""
@@ -154,7 +152,7 @@ def _confirm(
     calls: dict[str, Callable[[], object]] = dict(torch_calls)
     notes: list[str] = []
     for name, variant in engines.items():
-        run = executor(variant, methods, runs)
+        run = executor(variant, methods, known)
         if name == "best" and (difference := distance(run(inputs), reference)) > SAME:
             notes.append(f"the engine's outputs differ from torch's by {difference:.2g} of the largest output")
             warnings.warn(notes[-1], stacklevel=4)
@@ -188,9 +186,14 @@ def _torch_models(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[st
         with torch.no_grad():
             return module(*arguments)
 
-    return {"torch": lambda: run(plain, inputs), "torch channels_last": lambda: run(last, last_inputs)}, run(
-        plain, inputs
-    )
+    calls = {"torch": lambda: run(plain, inputs)}
+    try:
+        run(last, last_inputs)
+    except RuntimeError:
+        pass  # some models call view on tensors that are not contiguous then
+    else:
+        calls["torch channels_last"] = lambda: run(last, last_inputs)
+    return calls, run(plain, inputs)
 
 
 def distance(ours: Any, theirs: Any) -> float:

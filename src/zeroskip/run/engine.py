@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zeroskip.core.errors import Unsupported
+from zeroskip.core.graph import Segment
 from zeroskip.core.jsonable import from_json
-from zeroskip.core.method import AnyMethod, Candidate, Run, layer_parameters
-from zeroskip.measure.bound import bind
+from zeroskip.core.layer import Layer
+from zeroskip.core.method import AnyMethod, layer_parameters
+from zeroskip.measure.bound import Bound, bind
 from zeroskip.model.program import Program
-from zeroskip.plan.plan import Plan
+from zeroskip.plan.plan import Plan, Step
 from zeroskip.run.executor import Executor
 
 
@@ -89,25 +92,37 @@ class Engine(nn.Module):
         return "\n".join(self.plan.summary())
 
 
-def executor(variant: Variant, methods: Mapping[str, AnyMethod], known: dict[str, Run] | None = None) -> Executor:
+def executor(variant: Variant, methods: Mapping[str, AnyMethod], known: dict[str, Bound] | None = None) -> Executor:
     """Pack, build and bind every step of a plan.
 
     Args:
-        known: runs bound before, by step and configuration; used instead of binding again, and added to.
+        known: segments bound before, by step and configuration; used instead of binding again, and added to.
+
+    Raises:
+        ValueError: a step that its method cannot run as the plan says.
     """
     program, plan = variant.program, variant.plan
-    layers = program.layers(plan.precision)
+    layers = program.layers()
     known = {} if known is None else known
-    runs: dict[str, Run] = {}
+    bounds = []
     for step in plan.steps:
         key = f"{step.nodes} {step.method} {step.config}"
         if key not in known:
             method = methods[step.method]
-            segment = next(
-                segment for segment in method.claim(program.graph, layers, step.nodes[0]) if segment.nodes == step.nodes
-            )
-            candidate = Candidate(from_json(method.config_type, step.config), step.inputs, step.outputs)
+            segment = _segment(program, layers, step, method)
+            candidate = method.candidate(segment, from_json(method.config_type, step.config))
             parameters = layer_parameters(program.graph, segment, program.tensors)
-            known[key] = bind(method, segment, parameters, candidate, plan.device).run
-        runs[step.name] = known[key]
-    return Executor(program, plan, runs)
+            known[key] = bind(method, segment, parameters, candidate, plan.device)
+        bounds.append(known[key])
+    return Executor(program, bounds, plan.device.threads)
+
+
+def _segment(program: Program, layers: Mapping[str, Layer], step: Step, method: AnyMethod) -> Segment:
+    try:
+        claimed = method.claim(program.graph, layers, step.nodes[0])
+    except Unsupported as reason:
+        raise ValueError(f"{step.method} cannot run {step.name}: {reason}: compile with replan=True") from reason
+    for segment in claimed:
+        if segment.nodes == step.nodes:
+            return segment
+    raise ValueError(f"{step.method} does not run {step.nodes} as one segment: compile with replan=True")

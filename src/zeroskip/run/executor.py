@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from zeroskip.core.graph import Node, Ref, refs
 from zeroskip.core.layout import Layout, conform
-from zeroskip.core.method import Run
 from zeroskip.cpu.max_pool import bind as bind_max_pool
+from zeroskip.measure.bound import Bound
 from zeroskip.model.program import Program
-from zeroskip.plan.plan import Plan, Step
 from zeroskip.run.pooling import max_pool_of
-from zeroskip.run.storage import Buffer, BufferSet, operator, plan_storage, step_inputs
+from zeroskip.run.storage import Buffer, BufferSet, operator, plan_storage
+
+VIEWS = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
 
 Slots = list[Any]
 Call = Callable[[Slots], None]
@@ -25,17 +26,17 @@ class Executor:
     """Runs ``program`` as ``plan`` says.  Safe to call from several threads at once.
 
     Args:
-        runs: by step name, the bound segment.
+        bounds: the segments that methods run; together they hold every layer, each once.
+        threads: for the kernels that are no method's.
     """
 
-    def __init__(self, program: Program, plan: Plan, runs: Mapping[str, Run]) -> None:
+    def __init__(self, program: Program, bounds: Sequence[Bound], threads: int) -> None:
         self._graph = graph = program.graph
-        self._runs = runs
-        self._threads = plan.device.threads
-        self._steps = {node: step for step in plan.steps for node in step.nodes}
+        self._threads = threads
+        self._bounds = {node: bound for bound in bounds for node in bound.segment.nodes}
         order = self._order()
-        static = {step.nodes[-1] for step in plan.steps if not runs[step.name].allocates}
-        self._storage = plan_storage(graph, order, self._steps, static)
+        static = {name for bound in bounds if not bound.run.allocates for name in bound.segment.outputs}
+        self._storage = plan_storage(graph, order, self._bounds, static)
         self._copies: dict[str, Buffer] = {}
         self._slot: dict[str, int] = {}
         for name in (*graph.inputs, *graph.parameters, *(node.name for node in graph.nodes)):
@@ -48,7 +49,7 @@ class Executor:
         ]
         self._releases = self._last_uses(order)
         self._parameters = [(self._slot[name], program.tensors[name]) for name in graph.parameters]
-        self._workspace_bytes = max((run.workspace_bytes for run in runs.values()), default=0)
+        self._workspace_bytes = max((bound.run.workspace_bytes for bound in bounds), default=0)
         self._input_slots = [self._slot[name] for name in graph.inputs]
         self._pool: list[tuple[BufferSet, Slots]] = []
 
@@ -73,7 +74,7 @@ class Executor:
 
     def timed(self, inputs: Sequence[Tensor], clock: Callable[[], int]) -> dict[str, int]:
         """One run with the time of every call, by the name of its last node, in the clock's unit."""
-        memory, template = self._memory()
+        _, template = self._memory()
         slots, times = list(template), dict[str, int]()
         for slot, tensor in zip(self._input_slots, inputs, strict=True):
             slots[slot] = tensor
@@ -89,14 +90,14 @@ class Executor:
         return self._slot.setdefault(name, len(self._slot))
 
     def _order(self) -> list[tuple[str, ...]]:
-        """Nodes run together by each call: a step runs where its last node stands."""
+        """Nodes run together by each call: a segment runs where its last node stands."""
         order: list[tuple[str, ...]] = []
         for node in self._graph.nodes:
-            step = self._steps.get(node.name)
-            if step is None:
+            bound = self._bounds.get(node.name)
+            if bound is None:
                 order.append((node.name,))
-            elif node.name == step.nodes[-1]:
-                order.append(step.nodes)
+            elif node.name == bound.segment.nodes[-1]:
+                order.append(bound.segment.nodes)
         return order
 
     def _memory(self) -> tuple[BufferSet, Slots]:
@@ -113,10 +114,10 @@ class Executor:
         return memory, slots
 
     def _call(self, names: tuple[str, ...], position: int) -> Call:
-        step = self._steps.get(names[-1])
-        if step is None:
+        bound = self._bounds.get(names[-1])
+        if bound is None:
             return self._torch_call(self._graph.node(names[0]))
-        return self._method_call(step, position)
+        return self._method_call(bound, position)
 
     def _torch_call(self, node: Node) -> Call:
         slot = self._slot[node.name]
@@ -134,7 +135,8 @@ class Executor:
                 slots[slot] = pool(slots[source])
 
             return run_pool
-        function, fill = operator(node.op), self._filler
+        # A value may lie differently here than in torch (channels last, with a halo), where a view would be refused.
+        function, fill = operator(VIEWS.get(node.op, node.op)), self._filler
         arguments = [fill(argument) for argument in node.args]
         named = {key: fill(value) for key, value in node.kwargs.items()}
 
@@ -154,27 +156,30 @@ class Executor:
             return lambda slots: [part(slots) for part in parts]
         return lambda slots: nest
 
-    def _method_call(self, step: Step, position: int) -> Call:
-        run, output = self._runs[step.name], step.nodes[-1]
-        y, scratch = self._slot[output], self._workspace_slot
+    def _method_call(self, bound: Bound, position: int) -> Call:
+        run, segment, scratch = bound.run, bound.segment, self._workspace_slot
         prepare: list[Call] = []
         sources = [
             self._conversion(name, want, position, prepare)
-            for name, want in zip(step_inputs(self._graph, step), step.inputs, strict=True)
+            for name, want in zip(segment.inputs, bound.candidate.inputs, strict=True)
         ]
-        fresh = self._fresh(output) if not run.allocates else None
-        residual = len(step.nodes) == 1 and len(sources) == 2
-        main = sources[:1] if residual else sources
-        extra = sources[1] if residual else None
+        outputs = [self._slot[name] for name in segment.outputs]
+        if not run.allocates:
+            prepare += [fresh for name in segment.outputs if (fresh := self._fresh(name)) is not None]
+        with_residual = len(segment.layers) == 1 and segment.layer.epilogue.residual != "none"
+        residual = sources.pop() if with_residual else None
 
         def call(slots: Slots) -> None:
-            for convert in prepare:
-                convert(slots)
-            if fresh is not None:
-                fresh(slots)
-            slots[y] = run(
-                [slots[slot] for slot in main], (slots[y],), slots[scratch], None if extra is None else slots[extra]
-            )[0]
+            for step in prepare:
+                step(slots)
+            results = run(
+                [slots[slot] for slot in sources],
+                [slots[slot] for slot in outputs],
+                slots[scratch],
+                None if residual is None else slots[residual],
+            )
+            for slot, result in zip(outputs, results, strict=True):
+                slots[slot] = result
 
         return call
 
@@ -248,7 +253,8 @@ class Executor:
     def _collect(self, nest: Any, slots: Slots, memory: BufferSet) -> Any:
         if isinstance(nest, Ref):
             tensor: Tensor = slots[self._slot[nest.ref]]
-            return tensor.clone() if tensor.untyped_storage().data_ptr() in memory.storages else tensor
+            ours = nest.ref in self._graph.parameters or tensor.untyped_storage().data_ptr() in memory.storages
+            return tensor.clone() if ours else tensor
         if isinstance(nest, (list, tuple)):
             return type(nest)(self._collect(item, slots, memory) for item in nest)
         if isinstance(nest, dict):

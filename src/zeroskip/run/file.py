@@ -13,6 +13,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from zeroskip.core.errors import FileFormatError, SaveError
@@ -30,25 +31,32 @@ FORMAT = 1
 SPARSE_BELOW = 0.9
 """Density under which a tensor is stored by its nonzeros."""
 
+# fmt: off
 OPERATORS = frozenset(
     f"aten.{name}"
-    for name in """
-    _adaptive_avg_pool2d.default _log_softmax.default _native_batch_norm_legit_no_training.default _softmax.default
-    _to_copy.default abs.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default add.Scalar add.Tensor addmm.default
-    amax.default amin.default argmax.default avg_pool1d.default avg_pool2d.default bmm.default cat.default chunk.default
-    clamp.default clamp_max.default clamp_min.default clone.default constant_pad_nd.default contiguous.default
-    conv1d.default conv2d.default conv2d.padding conv_transpose2d.input div.Scalar div.Tensor elu.default exp.default
-    expand.default flatten.using_ints gelu.default group_norm.default hardsigmoid.default hardswish.default
-    hardtanh.default instance_norm.default layer_norm.default leaky_relu.default linear.default log_softmax.int
-    matmul.default max_pool1d.default max_pool2d.default maximum.default mean.default mean.dim minimum.default mish.default
-    mm.default mul.Scalar mul.Tensor native_group_norm.default native_layer_norm.default neg.default pad.default
-    permute.default pixel_shuffle.default pixel_unshuffle.default pow.Tensor_Scalar prelu.default relu.default
-    relu6.default reshape.default rsqrt.default rsub.Scalar select.int sigmoid.default silu.default slice.Tensor
-    softmax.int softplus.default split.Tensor split_with_sizes.default sqrt.default squeeze.default squeeze.dim
-    squeeze.dims stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList t.default tanh.default topk.default
-    transpose.int unsqueeze.default upsample_bilinear2d.default upsample_bilinear2d.vec upsample_nearest2d.default
-    upsample_nearest2d.vec view.default where.self""".split()
+    for name in (
+        "_adaptive_avg_pool2d.default", "_log_softmax.default", "_native_batch_norm_legit_no_training.default",
+        "_softmax.default", "_to_copy.default", "abs.default", "adaptive_avg_pool1d.default",
+        "adaptive_avg_pool2d.default", "add.Scalar", "add.Tensor", "addmm.default", "amax.default", "amin.default",
+        "argmax.default", "avg_pool1d.default", "avg_pool2d.default", "bmm.default", "cat.default", "chunk.default",
+        "clamp.default", "clamp_max.default", "clamp_min.default", "clone.default", "constant_pad_nd.default",
+        "contiguous.default", "conv1d.default", "conv2d.default", "conv2d.padding", "conv_transpose2d.input",
+        "div.Scalar", "div.Tensor", "elu.default", "exp.default", "expand.default", "flatten.using_ints",
+        "gelu.default", "group_norm.default", "hardsigmoid.default", "hardswish.default", "hardtanh.default",
+        "instance_norm.default", "layer_norm.default", "leaky_relu.default", "linear.default", "log_softmax.int",
+        "matmul.default", "max_pool1d.default", "max_pool2d.default", "maximum.default", "mean.default", "mean.dim",
+        "minimum.default", "mish.default", "mm.default", "mul.Scalar", "mul.Tensor", "native_group_norm.default",
+        "native_layer_norm.default", "neg.default", "pad.default", "permute.default", "pixel_shuffle.default",
+        "pixel_unshuffle.default", "pow.Tensor_Scalar", "prelu.default", "relu.default", "relu6.default",
+        "reshape.default", "rsqrt.default", "rsub.Scalar", "select.int", "sigmoid.default", "silu.default",
+        "slice.Tensor", "softmax.int", "softplus.default", "split.Tensor", "split_with_sizes.default", "sqrt.default",
+        "squeeze.default", "squeeze.dim", "squeeze.dims", "stack.default", "sub.Scalar", "sub.Tensor", "sum.default",
+        "sum.dim_IntList", "t.default", "tanh.default", "topk.default", "transpose.int", "unsqueeze.default",
+        "upsample_bilinear2d.default", "upsample_bilinear2d.vec", "upsample_nearest2d.default",
+        "upsample_nearest2d.vec", "view.default", "where.self",
+    )
 ) | {CONV, LINEAR, "getitem"}
+# fmt: on
 """What a file may call: functions of tensors without side effects."""
 
 
@@ -90,12 +98,11 @@ def load(path: str | Path) -> Engine:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected one written by engine.save(...)")
     try:
-        variants = _read(path)
+        return Engine(_read(path), registry())
     except FileFormatError:
         raise
-    except Exception as error:  # noqa: BLE001 -- whatever a damaged file provokes is one thing to the caller
+    except Exception as error:
         raise FileFormatError(f"{path} is no valid .zsk file: {type(error).__name__}: {error}") from error
-    return Engine(variants, registry())
 
 
 def _read(path: Path) -> list[Variant]:

@@ -15,7 +15,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from zeroskip.core.jsonable import to_json
-from zeroskip.core.method import AnyMethod, Run
+from zeroskip.core.method import AnyMethod
+from zeroskip.measure.bound import Bound
 from zeroskip.measure.timer import measure
 from zeroskip.plan.plan import Plan, Step
 from zeroskip.plan.planner import Progress, Tuning, silent, step_of
@@ -35,12 +36,12 @@ def refine(
     plan: Plan,
     inputs: Sequence[Tensor],
     methods: Mapping[str, AnyMethod],
-    runs: dict[str, Run],
+    known: dict[str, Bound],
     progress: Progress = silent,
 ) -> Plan:
     """``plan`` with every exchange that made the engine faster; stops after ``SECONDS``."""
     trials = _trials(tuning, plan)
-    current = executor(Variant(tuning.program, plan), methods, runs)
+    current = executor(Variant(tuning.program, plan), methods, known)
     deadline = time.perf_counter() + SECONDS
     for done, (step, option) in enumerate(trials):
         if time.perf_counter() > deadline:
@@ -48,9 +49,9 @@ def refine(
         progress(done, len(trials), f"in place: {step.name} by {option.method}")
         changed = replace(step_of(tuning, option), why=f"faster in place than {step.method}, which was faster alone")
         trial_plan = replace(plan, steps=tuple(changed if old.nodes == step.nodes else old for old in plan.steps))
-        trial = executor(Variant(tuning.program, trial_plan), methods, runs)
+        trial = executor(Variant(tuning.program, trial_plan), methods, known)
         engines = {"as it is": current, "changed": trial}
-        calls = {name: (lambda run=run: run(inputs)) for name, run in engines.items()}  # type: ignore[misc]
+        calls = {name: (lambda run=run: run(inputs)) for name, run in engines.items()}
         times = measure(calls, ROUNDS, tuning.device.threads).times
         if times["changed"].median_us < GAIN * times["as it is"].median_us:
             plan, current = trial_plan, trial
@@ -61,13 +62,23 @@ def _trials(tuning: Tuning, plan: Plan) -> list[tuple[Step, Option]]:
     """The closest alternative of every other method or order, for each step; those that could gain most first."""
     found: list[tuple[float, Step, Option]] = []
     for step in plan.steps:
-        seen = {(step.method, step.outputs[0].order)}
-        for option in tuning.options[step.nodes[0]]:
-            kind = (option.method, option.candidate.outputs[0].order)
+        options = tuning.options[step.nodes[0]]
+        chosen = next(
+            option
+            for option in options
+            if option.method == step.method and to_json(option.candidate.config) == step.config
+        )
+        seen = {(step.method, _order(chosen))}
+        for option in options:
+            kind = (option.method, _order(option))
             if option.segment.nodes != step.nodes or kind in seen or step.time_us is None:
                 continue
             seen.add(kind)
-            if option.time_us < CLOSE * step.time_us and to_json(option.candidate.config) != step.config:
+            if option.time_us < CLOSE * step.time_us:
                 found.append((math.sqrt(step.time_us) * step.time_us / option.time_us, step, option))
     found.sort(key=lambda trial: -trial[0])
     return [(step, option) for _, step, option in found]
+
+
+def _order(option: Option) -> str:
+    return option.candidate.outputs[0].order

@@ -65,7 +65,8 @@ def _result(graph: Graph, node: Node, known: dict[str, Any]) -> Any:
 
 def _layer(graph: Graph, node: Node, known: dict[str, Any]) -> Tensor:
     assert node.conv is not None
-    x, weight, bias, residual = (argument if argument is None else known[argument.ref] for argument in node.args)
+    operands: list[Any] = [None if argument is None else known[argument.ref] for argument in node.args]
+    x, weight, bias, residual = operands
     shape = graph.shape(node)
     if tuple(weight.shape) not in (shape.weight_shape, shape.weight_shape[:2]):
         raise FileFormatError(f"the weight of {node.name} is {tuple(weight.shape)}, its input says {shape}")
@@ -74,6 +75,8 @@ def _layer(graph: Graph, node: Node, known: dict[str, Any]) -> Tensor:
         residual is not None and tuple(residual.shape) != out
     ):
         raise FileFormatError(f"bias or residual of {node.name} does not fit {shape}")
+    if any(tensor is not None and tensor.dtype != x.dtype for tensor in (weight, bias, residual)):
+        raise FileFormatError(f"the tensors of {node.name} are of different types")
     if (residual is None) != (node.conv.residual == "none"):
         raise FileFormatError(f"{node.name} has a residual and does not say where, or the other way round")
     return _meta(out, x.dtype)

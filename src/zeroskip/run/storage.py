@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zeroskip.core.graph import Graph, Node, Ref
 from zeroskip.core.layout import Layout, allocate, workspace
-from zeroskip.plan.plan import Step
+from zeroskip.measure.bound import Bound
 
 Halo = tuple[int, int]
 
@@ -80,23 +80,24 @@ class Storage:
         return self.slices[name][0] if name in self.slices else name
 
 
-def plan_storage(graph: Graph, order: list[tuple[str, ...]], steps: Mapping[str, Step], static: set[str]) -> Storage:
+def plan_storage(graph: Graph, order: list[tuple[str, ...]], bounds: Mapping[str, Bound], static: set[str]) -> Storage:
     """Assign storage to the outputs of methods that write where they are told.
 
     Args:
         order: the names of the nodes run by each call, in order of execution.
-        steps: by each covered node, the step that covers it.
+        bounds: by each covered node, the bound segment that covers it.
         static: the values those methods write.
     """
     users = graph.users()
-    wants = _wants(graph, steps)
-    family = _families(graph, steps)
+    wants = _wants(graph, bounds)
+    family = _families(graph, bounds)
     outputs = set(graph.output_names)
     storage = Storage()
 
     kept = {name for name in static if family[name] & outputs}
     for node in graph.nodes:
-        if node.name not in steps and _joins(graph, node, static - kept - set(storage.slices)):
+        images = {name for name in static - kept - set(storage.slices) if _output_layout(bounds, name).order == "nchw"}
+        if node.name not in bounds and _joins(graph, node, images):
             first = 0
             for part in node.args[0]:
                 storage.slices[part.ref] = (node.name, first)
@@ -110,7 +111,7 @@ def plan_storage(graph: Graph, order: list[tuple[str, ...]], steps: Mapping[str,
     for name in sorted(static | storage.joined, key=lambda name: index[name]):
         home = storage.home(name)
         writers = [part for part, (parent, _) in storage.slices.items() if parent == home] or [home]
-        can = all(_output_layout(steps, writer).writes_halo for writer in writers)
+        can = all(_output_layout(bounds, writer).writes_halo for writer in writers)
         storage.halo[name] = _halo(wants[home]) if can and home not in kept else (0, 0)
         last = max((index[user] for member in family[name] for user in users[member]), default=index[name])
         buffer = storage.buffers.get(home)
@@ -122,25 +123,13 @@ def plan_storage(graph: Graph, order: list[tuple[str, ...]], steps: Mapping[str,
     return storage
 
 
-def _wants(graph: Graph, steps: Mapping[str, Step]) -> dict[str, list[Layout]]:
+def _wants(graph: Graph, bounds: Mapping[str, Bound]) -> dict[str, list[Layout]]:
     """What the steps that read each value would like it to be."""
     wants: dict[str, list[Layout]] = {name: [] for name in graph.values}
-    for step in {id(step): step for step in steps.values()}.values():
-        for name, layout in zip(step_inputs(graph, step), step.inputs, strict=True):
+    for bound in {id(bound): bound for bound in bounds.values()}.values():
+        for name, layout in zip(bound.segment.inputs, bound.candidate.inputs, strict=True):
             wants[name].append(layout)
     return wants
-
-
-def step_inputs(graph: Graph, step: Step) -> list[str]:
-    """The values a step reads from outside, parameters excluded, in the order of its layouts."""
-    inside = set(step.nodes)
-    names = [
-        name
-        for node in step.nodes
-        for name in graph.node(node).inputs
-        if name not in inside and name not in graph.parameters
-    ]
-    return list(dict.fromkeys(names)) if len(step.nodes) > 1 else names
 
 
 def _halo(layouts: list[Layout]) -> Halo:
@@ -152,19 +141,19 @@ def _halo(layouts: list[Layout]) -> Halo:
     return max(halo[0] for halo in wide), max(halo[1] for halo in wide)
 
 
-def _output_layout(steps: Mapping[str, Step], name: str) -> Layout:
-    step = steps[name]
-    return step.outputs[0] if len(step.outputs) == 1 else Layout()
+def _output_layout(bounds: Mapping[str, Bound], name: str) -> Layout:
+    bound = bounds[name]
+    return bound.candidate.outputs[bound.segment.outputs.index(name)]
 
 
-def _families(graph: Graph, steps: Mapping[str, Step]) -> dict[str, set[str]]:
+def _families(graph: Graph, bounds: Mapping[str, Bound]) -> dict[str, set[str]]:
     """For each value: itself and every value that may share its memory as a view."""
     family: dict[str, set[str]] = {node.name: {node.name} for node in graph.nodes} | {
         name: {name} for name in graph.inputs
     }
     for node in reversed(graph.nodes):
         first = next(iter(node.inputs), None)
-        if node.name not in steps and first in family and returns_alias(node):
+        if node.name not in bounds and first in family and returns_alias(node):
             family[first] |= family[node.name]
     return family
 

@@ -45,15 +45,15 @@ class Dense(LayerMethod[DenseConfig, DensePacked]):
 
     def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[DenseConfig]]:
         if segment.layer.kind == "linear":
-            any_order = (Layout("any"),) * len(segment.inputs)
-            return [Candidate(DenseConfig("nchw", "torch"), any_order, (Layout("any"),))]
+            return [self.candidate(segment, DenseConfig("nchw", "torch"))]
         configs = [DenseConfig("nchw", "torch"), DenseConfig("nhwc", "torch")]
-        if torch.backends.mkldnn.is_available() and segment.layer.shape.n > 0:
+        if torch._C._has_mkldnn and segment.layer.shape.n > 0:
             configs.insert(0, DenseConfig("nhwc", "onednn"))
-        return [
-            Candidate(config, (Layout(config.order),) * len(segment.inputs), (Layout(config.order),))
-            for config in configs
-        ]
+        return [self.candidate(segment, config) for config in configs]
+
+    def candidate(self, segment: Segment, config: DenseConfig) -> Candidate[DenseConfig]:
+        layout = Layout("any") if segment.layer.kind == "linear" else Layout(config.order)
+        return Candidate(config, (layout,) * len(segment.inputs), (layout,))
 
     def pack(self, segment: Segment, parameters: Parameters, config: DenseConfig) -> DensePacked:
         weight = parameters["weight"].detach()
@@ -132,7 +132,7 @@ class OnednnRun(_DenseRun):
         super().__init__(layer, packed)
         shape = self.shape
         self.geometry: tuple[Any, ...] = (shape.padding, shape.stride, shape.dilation, shape.groups)
-        self.reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(
+        self.reordered = torch.ops.aten.mkldnn_reorder_conv2d_weight(
             packed.weight.to_mkldnn(), *self.geometry, shape.input_shape
         )
         self.fuses_relu = self.epilogue.activation == "relu" and self.epilogue.residual != "before"

@@ -34,13 +34,18 @@ class EscortPacked:
         return self.weight.nbytes + self.bias.numel() * FLOAT
 
 
+def geometry_of(layer: Layer, config: EscortConfig) -> Geometry:
+    """Raises ``ValueError`` where ``config`` does not fit the layer."""
+    return Geometry.of(layer.shape, layer.kind == "linear", layer.epilogue, config)
+
+
 # -- configurations -----------------------------------------------------------------------------------
 def configs(layer: Layer, device: Device) -> list[tuple[float, EscortConfig]]:
     """Estimated seconds and configuration, best guess first."""
     found: dict[EscortConfig, float] = {}
     for tile in _tiles(layer, device):
         for share in PANEL_SHARES:
-            geometry = Geometry.of(layer.shape, layer.kind == "linear", layer.epilogue, tile)
+            geometry = geometry_of(layer, tile)
             fit = max(1, int(device.l1_bytes * share) // (geometry.channel_floats * FLOAT))
             blocks = -(-layer.shape.c // fit)
             config = replace(tile, block_channels=-(-layer.shape.c // blocks))
@@ -104,7 +109,7 @@ def _seconds(layer: Layer, geometry: Geometry, device: Device) -> float:
 
 # -- weights and code -----------------------------------------------------------------------------------
 def pack(layer: Layer, weight: Tensor, bias: Tensor | None, config: EscortConfig) -> EscortPacked:
-    geometry = Geometry.of(layer.shape, layer.kind == "linear", layer.epilogue, config)
+    geometry = geometry_of(layer, config)
     stretched = stretch(
         weight.detach().reshape(layer.shape.weight_shape),
         layer.shape.groups,

@@ -106,6 +106,21 @@ class Geometry:
     activation: Activation
     residual: ResidualPlace
 
+    def __post_init__(self) -> None:
+        problem, config = self.problem, self.config
+        limits = {
+            "rows": problem.p,
+            "cols": problem.q + config.lanes,
+            "images": max(problem.n, 1),
+            "block_channels": problem.c,
+            "chunks": problem.k,
+        }
+        for name, limit in limits.items():
+            if getattr(config, name) > limit:
+                raise ValueError(
+                    f"{name} is {getattr(config, name)}, this layer allows at most {limit}: {config}, {problem}"
+                )
+
     @staticmethod
     def of(shape: ConvShape, linear: bool, epilogue: Epilogue, config: EscortConfig) -> Geometry:
         return Geometry(Problem.of(shape, linear, config.flat), config, epilogue.activation, epilogue.residual)

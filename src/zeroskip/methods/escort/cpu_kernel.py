@@ -284,7 +284,7 @@ class _Kernel:
         return offset
 
     def _activate(self, value: str, width: int) -> str:
-        emit, activation = self.emit, self.geometry.activation
+        activation = self.geometry.activation
         if activation == "none":
             return value
         value = self._clamp(value, "olt", "0.0", width)

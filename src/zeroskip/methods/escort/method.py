@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -32,9 +33,13 @@ class Escort(LayerMethod[EscortConfig, cpu.EscortPacked]):
 
     def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[EscortConfig]]:
         return [
-            Candidate(config, *_edges(segment, config), run_seconds=seconds, build_seconds=0.1)
+            replace(self.candidate(segment, config), run_seconds=seconds, build_seconds=0.1)
             for seconds, config in cpu.configs(segment.layer, device)
         ]
+
+    def candidate(self, segment: Segment, config: EscortConfig) -> Candidate[EscortConfig]:
+        cpu.geometry_of(segment.layer, config)
+        return Candidate(config, *_edges(segment, config))
 
     def pack(self, segment: Segment, parameters: Parameters, config: EscortConfig) -> cpu.EscortPacked:
         return cpu.pack(segment.layer, parameters["weight"], parameters.get("bias"), config)
@@ -50,10 +55,11 @@ class Escort(LayerMethod[EscortConfig, cpu.EscortPacked]):
 
 
 def _edges(segment: Segment, config: EscortConfig) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
-    layer, contiguous = segment.layer, Layout("nchw", (0, 0))
-    others = len(segment.inputs) - 1
-    if config.flat or layer.kind == "linear":
-        return (contiguous,) * (1 + others), (contiguous,)
+    layer, others = segment.layer, len(segment.inputs) - 1
+    if layer.kind == "linear":
+        return (Layout("rows"),) * (1 + others), (Layout("rows"),)
+    if config.flat:
+        return (Layout("nchw", (0, 0)),) * (1 + others), (Layout("nchw", (0, 0)),)
     padding = layer.shape.padding
     x = Layout("nchw", padding if padding != (0, 0) else None)
     return (x, *(Layout("nchw"),) * others), (Layout("nchw", writes_halo=True),)

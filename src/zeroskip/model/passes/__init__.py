@@ -34,6 +34,6 @@ def steps(program: Program) -> Iterator[tuple[str, Program]]:
 
 def simplify(program: Program) -> Program:
     """``program`` after every pass."""
-    for _, program in steps(program):
-        pass
+    for rewrite in PASSES:
+        program = rewrite(program)
     return program

@@ -17,6 +17,8 @@ def fold_batch_norm(program: Program) -> Program:
     """Fold where the normalisation is the only reader; computed in float64, rounded once.  Zeros stay zeros."""
     for name in program.graph.names(BATCH_NORM):
         node = program.graph.node(name)
+        if any(isinstance(argument, Ref) and argument.ref not in program.tensors for argument in node.args[1:5]):
+            continue  # statistics that the model computes
         before = next((other for other in program.graph.nodes if other.name == node.args[0].ref), None)
         if before is None or before.op not in (CONV, LINEAR) or _only_reader(program.graph, before.name) != node.name:
             continue

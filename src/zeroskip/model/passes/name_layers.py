@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from zeroskip.core.graph import CONV, LINEAR, ConvAttributes, Graph, Node, Ref, pair, substitute
-from zeroskip.model.program import Program
+from zeroskip.model.program import PRECISIONS, Program
 
 
 def name_layers(program: Program) -> Program:
@@ -45,13 +46,16 @@ def _layer(graph: Graph, node: Node) -> Node | None:
     own = weight.ref in graph.parameters and (bias is None or bias.ref in graph.parameters)
     if not own or x.ref in graph.parameters:
         return None
+    if graph.parameters[weight.ref].dtype not in PRECISIONS:
+        return None
     if node.op == "aten.linear.default":
         if len(graph.values[x.ref].shape) < 2:
             return None
         return Node(node.name, LINEAR, (x, weight, bias, None), {}, ConvAttributes())
     if len(graph.values[x.ref].shape) != 4:
         return None
-    stride, padding, dilation, groups = (*node.args[3:], *(1, 0, 1, 1)[len(node.args[3:]) :])
+    given: tuple[Any, ...] = node.args[3:]
+    stride, padding, dilation, groups = given + (1, 0, 1, 1)[len(given) :]
     dilation_pair = pair(dilation)
     if isinstance(padding, str):
         kernel = graph.parameters[weight.ref].shape[2:]

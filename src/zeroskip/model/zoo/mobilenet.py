@@ -42,9 +42,7 @@ class MobileNetV1(nn.Module):
         self.stem_bn = nn.BatchNorm2d(32)
         self.relu = nn.ReLU(inplace=True)
         inputs = (32, *(outputs for outputs, _ in V1_BLOCKS))
-        self.blocks = nn.Sequential(
-            *(Separable(i, *block) for i, block in zip(inputs, V1_BLOCKS, strict=False))
-        )
+        self.blocks = nn.Sequential(*(Separable(i, *block) for i, block in zip(inputs, V1_BLOCKS, strict=False)))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(1024, num_classes)
 

@@ -1,0 +1,42 @@
+# make test and make demo work on a fresh clone: the environment below is made first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PYTHONPATH := src
+
+.PHONY: demo test check fix bench figures gpu clean
+
+demo: $(STAMP)  ## denoise real photographs: a table, a picture and an HTML page in out/
+	$(BIN)/python -m zeroskip demo --out out
+
+test: check  ## everything that CI runs, CPU only
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(STAMP)  ## lint, types, and the direction of imports
+	$(BIN)/ruff format --check src tests examples tools
+	$(BIN)/ruff check src tests examples tools
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(STAMP)  ## what formatter and linter can mend by themselves
+	$(BIN)/ruff format src tests examples tools
+	$(BIN)/ruff check --fix src tests examples tools
+
+bench: $(STAMP)  ## the CPU figures of the README, into benchmarks/results/
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m zeroskip bench benchmarks/suites/cpu.toml --out benchmarks/results/cpu.jsonl
+
+figures: $(STAMP)  ## README's table and pictures, from committed records
+	$(BIN)/python tools/figures.py
+
+gpu: $(STAMP)  ## tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out
