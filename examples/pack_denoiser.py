@@ -145,12 +145,16 @@ Data: {data}, {photos} photographs.
 def readme(
     dense: dict[str, Any],
     sparse: dict[str, Any],
+    parent_steps: int,
     dense_log: dict[str, Any],
     sparse_log: dict[str, Any],
     equal: dict[str, Any] | None,
 ) -> str:
     train, parent = "python examples/train_denoiser.py --out DIR", "DIR/dncnn_dense.safetensors"
-    commands = [f"{train} --stage dense", f"{train} --stage control --dense {parent} --steps {dense_log['steps']}"]
+    commands = [
+        f"{train} --stage dense --steps {parent_steps}",
+        f"{train} --stage control --dense {parent} --steps {dense_log['steps']}",
+    ]
     difference = f"Sparse minus dense: {sparse['psnr_db'] - dense['psnr_db']:+.2f} dB."
     # A network starts with the PSNR of the one that it goes on from.
     if abs(sparse_log["psnr_start"] - dense_log["psnr"]) < 1e-3:
@@ -206,14 +210,16 @@ def main() -> None:
     parser.add_argument("--sparse", type=Path, required=True)
     parser.add_argument("--dense-log", type=Path, help="default: beside the network, .jsonl")
     parser.add_argument("--sparse-log", type=Path)
+    parser.add_argument("--parent-log", type=Path, help="of the stage dense; default: dncnn_dense.jsonl beside --dense")
     parser.add_argument("--equal-log", type=Path, help="of a sparse network with the dense one's parent and steps")
     args = parser.parse_args()
     dense_log = summary(args.dense_log or args.dense.with_suffix(".jsonl"))
     sparse_log = summary(args.sparse_log or args.sparse.with_suffix(".jsonl"))
+    parent = summary(args.parent_log or args.dense.with_name("dncnn_dense.jsonl"))
     equal = summary(args.equal_log) if args.equal_log else None
     dense = pack(args.dense, dense_log, ASSETS / DENSE, half=True)
     sparse = pack(args.sparse, sparse_log, ASSETS / SPARSE, half=False)
-    (ASSETS / "README.md").write_text(readme(dense, sparse, dense_log, sparse_log, equal))
+    (ASSETS / "README.md").write_text(readme(dense, sparse, parent["steps"], dense_log, sparse_log, equal))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from zeroskip.plan.plan import Rejection
 
 MOST_CANDIDATES = 8
 """Of one method: the likeliest ones by its own estimate."""
-FINALISTS = 2
+FINALISTS = 3
 """Of one method, after one quick run of each candidate: they go into the interleaved measurement."""
 FINAL_SECONDS = 0.6
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 25

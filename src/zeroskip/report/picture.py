@@ -46,7 +46,7 @@ def draw(title: str, subtitle: str, rows: Sequence[Row]) -> bytes:
 
     columns = max(len(row.panels) for row in rows)
     heights = [_height(row) for row in rows]
-    top = MARGIN + 2 * TITLE + TEXT
+    top = MARGIN + 2 * TITLE + 2 * TEXT
     size = (2 * MARGIN + columns * PANEL + (columns - 1) * GAP, top + sum(heights) + ROW_GAP * (len(rows) - 1) + MARGIN)
     canvas = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(canvas)

@@ -126,7 +126,11 @@ class LinearRun(_DenseRun):
 
 
 class OnednnRun(_DenseRun):
-    """The operators are torch's own but not documented, so their absence or refusal is found at bind, not at run."""
+    """Weights in oneDNN's own order, a residual sum fused.
+
+    The activation is not: oneDNN's ReLU turns NaN into 0, torch's does not.  The operators are torch's own but not
+    documented, so their absence or refusal is found at bind, not at run.
+    """
 
     def __init__(self, layer: Layer, packed: DensePacked) -> None:
         super().__init__(layer, packed)
@@ -135,8 +139,6 @@ class OnednnRun(_DenseRun):
         self.reordered = torch.ops.aten.mkldnn_reorder_conv2d_weight(
             packed.weight.to_mkldnn(), *self.geometry, shape.input_shape
         )
-        self.fuses_relu = self.epilogue.activation == "relu" and self.epilogue.residual != "before"
-        self.fuses_sum = self.epilogue.activation in ("none", "relu") and self.epilogue.residual == "before"
 
     def __call__(
         self,
@@ -145,17 +147,11 @@ class OnednnRun(_DenseRun):
         workspace: Tensor | None,
         residual: Tensor | None = None,
     ) -> Sequence[Tensor]:
-        x = inputs[0]
-        operator = torch.ops.mkldnn._convolution_pointwise
-        if self.fuses_sum:
-            unary = "relu" if self.epilogue.activation == "relu" else None
-            return (
-                operator.binary(x, residual, self.reordered, self.bias, *self.geometry, "add", 1.0, unary, [], None),
-            )
-        y = operator(x, self.reordered, self.bias, *self.geometry, "relu" if self.fuses_relu else "none", [], "")
-        if self.fuses_relu:
-            return (y if residual is None else y.add_(residual),)
-        return (self.finish(y, residual),)
+        operator, weights = torch.ops.mkldnn._convolution_pointwise, (self.reordered, self.bias)
+        if residual is not None and self.epilogue.residual == "before":
+            y = operator.binary(inputs[0], residual, *weights, *self.geometry, "add", 1.0, None, [], None)
+            return (self.finish(y, None),)
+        return (self.finish(operator(inputs[0], *weights, *self.geometry, "none", [], ""), residual),)
 
 
 METHOD = Dense()
