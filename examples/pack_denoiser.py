@@ -130,8 +130,8 @@ weight (`name:mask`) and the nonzeros in float32 (`name:values`). The metadata o
 {commands}
 ```
 
-`train_denoiser.py` fits the number of steps to a time budget; the numbers above are those of the runs that made these
-files, on one {device} with torch {torch}, batches of {batch} crops of {crop}x{crop} pixels.
+These files were trained on one {device} with torch {torch}, in batches of {batch} crops of {crop}x{crop}
+pixels. Where `--steps` is left out, the script fits the number of steps to a time budget.
 Training on a GPU is not bitwise repeatable, so expect another run to differ by some hundredths of a dB.
 
 Data: {data}, {photos} photographs.

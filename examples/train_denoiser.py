@@ -7,7 +7,7 @@
 What is compared with what: the dense parent trains from scratch for `--dense-seconds`, its learning rate
 decaying to zero along a cosine. The sparse network starts from that finished parent and trains for
 `--prune-seconds` with a learning-rate cycle of its own (same peak, same decay to zero), sparsity rising
-during the first 60% of it. So the sparse network has seen more steps than its parent. The stage `control`
+during the first 45% of it. So the sparse network has seen more steps than its parent. The stage `control`
 is the fair opponent: it takes the parent through the very same second cycle, same steps and batches, without
 pruning; give it the `steps` from the log of the prune stage.
 
@@ -46,7 +46,7 @@ SIGMA = 25 / 255
 SPARSITY = 0.9
 PEAK_LR = 1e-3
 WARMUP = 0.03  # of the steps, learning rate rising linearly
-RAMP = (0.05, 0.6)  # of the steps, sparsity rising
+RAMP = (0.02, 0.45)  # of the steps, sparsity rising
 MASK_UPDATES = 100
 VAL_PHOTOS = 200
 NAMES = {"dense": "dncnn_dense", "prune": "dncnn_sparse90", "control": "dncnn_control"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, what)``"""
+WIDE = 130
+"""Columns a terminal needs for the last column of a plan, the reasons."""
 
 
 def out(text: str = "") -> None:
@@ -79,6 +82,9 @@ def out_plan(plan: Plan) -> None:
         for step in plan.steps
     ]
     head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why, and why not the others")
+    if shutil.get_terminal_size().columns < WIDE:
+        head, rows = head[:-1], [row[:-1] for row in rows]
+        out(f"A terminal of {WIDE} columns, --json or --page show why.")
     out_table(head, rows, numbers=(2, 4, 5, 6))
     for line in plan.summary():
         out(line)

@@ -164,7 +164,7 @@ def _confirm(
     measured = measure(calls, rounds, threads)
     medians = {name: times.median_us for name, times in measured.times.items()}
     winner = min(engines, key=lambda name: medians[name])
-    if winner != "best" and any(step.method not in ("dense",) for step in best.plan.steps):
+    if winner != "best" and any(methods[step.method].exploits != "nothing" for step in best.plan.steps):
         notes.append(f"a dense plan won: the plan with sparse methods took {medians['best'] / 1e3:.2f} ms as a whole")
     confirmation = Confirmation(
         engine_us=medians[winner],

@@ -17,6 +17,8 @@ from zeroskip.methods.escort.cpu_geometry import FLOAT, EscortConfig, Geometry
 from zeroskip.methods.escort.cpu_kernel import ARGUMENTS, SYMBOL, write_kernel
 from zeroskip.pack.stretched import Stretched, stretch
 
+WAKE_SECONDS = 5e-6
+"""What starting and joining threads costs, roughly."""
 PANEL_SHARES = (0.5, 0.75, 0.95, 1.9)
 """Panel sizes to try, as shares of the L1 cache; the last one trades L1 hits for fewer partial sums."""
 
@@ -49,8 +51,10 @@ def configs(layer: Layer, device: Device) -> list[tuple[float, EscortConfig]]:
             fit = max(1, int(device.l1_bytes * share) // (geometry.channel_floats * FLOAT))
             blocks = -(-layer.shape.c // fit)
             config = replace(tile, block_channels=-(-layer.shape.c // blocks))
-            config = replace(config, chunks=_chunks(replace(geometry, config=config), device.threads))
-            found[config] = _seconds(layer, replace(geometry, config=config), device)
+            for threads in {1, device.threads}:
+                chunks = _chunks(replace(geometry, config=config), threads)
+                config = replace(config, chunks=chunks, threads=threads)
+                found[config] = _seconds(layer, replace(geometry, config=config), device)
     return sorted(((seconds, config) for config, seconds in found.items()), key=lambda pair: pair[0])
 
 
@@ -104,7 +108,7 @@ def _seconds(layer: Layer, geometry: Geometry, device: Device) -> float:
     per_piece = 12 + config.vectors * (1.0 if blocks == 1 else 2.0)
     panel = layer.shape.c * geometry.channel_floats / config.lanes * 1.5 * config.chunks
     tiles = geometry.items / config.chunks
-    return tiles * (nnz * per_entry + pieces * per_piece + panel) / 3e9 / device.threads
+    return tiles * (nnz * per_entry + pieces * per_piece + panel) / 3e9 / config.threads + WAKE_SECONDS * (config.threads > 1)
 
 
 # -- weights and code -----------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ class EscortRun:
         self.linear = layer.kind == "linear"
         self.packed = packed
         self.code = jit.load(built, SYMBOL)
-        self.threads = max(1, min(device.threads, packed.geometry.items))
+        self.threads = max(1, min(packed.geometry.config.threads, packed.geometry.items))
         self.workspace_bytes = packed.geometry.thread_bytes * self.threads
         self.padding = layer.shape.padding
         self._call = entry(self.code.address)

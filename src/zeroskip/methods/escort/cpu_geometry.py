@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from zeroskip.core.device import MOST_THREADS
 from zeroskip.core.layer import Activation, ConvShape, Epilogue, ResidualPlace
 
 FLOAT = 4
@@ -21,7 +22,8 @@ class EscortConfig:
     A tile is ``images x rows x cols`` output pixels of one output channel, held in vector registers of ``lanes``
     floats.  ``flat`` treats each image as one long row (1x1, stride 1, no padding).  ``block_channels`` input
     channels share a panel, ``chunks`` pieces of the output channels are separate work items, and ``chains``
-    independent sums hide the latency of the multiply-add where a tile has few vectors.
+    independent sums hide the latency of the multiply-add where a tile has few vectors.  At most ``threads`` threads work
+    on it: waking a second one costs more than a small layer.
     """
 
     rows: int
@@ -32,9 +34,10 @@ class EscortConfig:
     chunks: int
     chains: int = 1
     flat: bool = False
+    threads: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.cols, self.images, self.block_channels, self.chunks, self.chains) < 1:
+        if min(self.rows, self.cols, self.images, self.block_channels, self.chunks, self.chains, self.threads) < 1:
             raise ValueError(f"every size of an EscortConfig must be positive, got {self}")
         if self.lanes not in (4, 8, 16):
             raise ValueError(f"lanes must be 4, 8 or 16, got {self.lanes}")
@@ -114,6 +117,7 @@ class Geometry:
             "images": max(problem.n, 1),
             "block_channels": problem.c,
             "chunks": problem.k,
+            "threads": MOST_THREADS,
         }
         for name, limit in limits.items():
             if getattr(config, name) > limit:
