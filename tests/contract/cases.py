@@ -170,7 +170,7 @@ def plan_with(program: Program, *prefer: str, threads: int = 1, pick: int = 0,
             found = method.configs(segment, device)
             candidate = found[pick % len(found)]
             steps.append(Step(segment.nodes, str(layer.shape), layer.weights.density, method_name,
-                              to_json(candidate.config), candidate.inputs, candidate.outputs, "chosen by a test"))
+                              to_json(candidate.config), "chosen by a test"))
             covered |= set(segment.nodes)
             break
     shapes = tuple(program.graph.values[name].shape for name in program.graph.inputs)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zeroskip.cli.options import Json, Model, Threads, Weights
-from zeroskip.cli.show import out, out_json, out_plan, progress
+from zeroskip.cli.show import out, out_plan, progress
 
 
 def compile_model(
@@ -25,27 +25,23 @@ def compile_model(
 
     Measures every method on this machine, checks the results, and saves an engine.
     """
-    import json
-
     import torch
 
     import zeroskip
     from zeroskip.cli.models import build
-    from zeroskip.core.jsonable import to_json
 
     network, example = build(model, weights), torch.rand(sizes(shape))
     with progress(f"compiling {model}") as bar:
         engine = zeroskip.compile(network, example, threads=threads, progress=bar)
     engine.save(to)
-    found = to_json(engine.plan)
     if plan is not None:
-        plan.write_text(json.dumps(found, indent=1))
+        plan.write_text(engine.plan.to_json())
     if page is not None:
         from zeroskip.report.page import write_page
 
         write_page(page, engine.plan, None, f"{model}, {shape.replace(',', ' × ')}")
     if as_json:
-        out_json(found)
+        out(engine.plan.to_json())
     else:
         out_plan(engine.plan)
         out(f"written to {', '.join(str(path) for path in (to, plan, page) if path)}")

@@ -17,9 +17,9 @@ def report(
     title: Annotated[str, typer.Option(help="The page's heading.")] = "How fast the zeros make it",
 ) -> None:
     """Write one HTML page that works from disk."""
+    from zeroskip.plan.plan import Plan
     from zeroskip.report.page import write_page
     from zeroskip.report.records import RecordFile, read
-    from zeroskip.run.compile import load_plan
 
     if not results and plan is None:
         raise ValueError("nothing to report: give results (RESULTS.jsonl), a plan (--plan plan.json), or both")
@@ -32,5 +32,5 @@ def report(
         if files
         else None
     )
-    write_page(to, load_plan(plan) if plan else None, records, title)
+    write_page(to, Plan.from_json(plan.read_text()) if plan else None, records, title)
     out(f"written to {to}")

@@ -82,10 +82,11 @@ def out_plan(plan: Plan) -> None:
         for step in plan.steps
     ]
     head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why, and why not the others")
+    columns = len(head)
     if shutil.get_terminal_size().columns < WIDE:
-        head, rows = head[:-1], [row[:-1] for row in rows]
+        columns -= 1
         out(f"A terminal of {WIDE} columns, --json or --page show why.")
-    out_table(head, rows, numbers=(2, 4, 5, 6))
+    out_table(head[:columns], [row[:columns] for row in rows], numbers=(2, 4, 5, 6))
     for line in plan.summary():
         out(line)
 

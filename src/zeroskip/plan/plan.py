@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from zeroskip.core.device import Device
+from zeroskip.core.errors import FileFormatError
+from zeroskip.core.jsonable import from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,18 @@ class Plan:
             if name in step.nodes:
                 return step
         raise KeyError(f"no step of this plan covers {name!r}; its steps are {[step.name for step in self.steps]}")
+
+    def to_json(self) -> str:
+        """The plan as a JSON document; ``Plan.from_json`` reads it back."""
+        return json.dumps(to_json(self), indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan; raises ``FileFormatError`` where ``text`` is none."""
+        try:
+            return from_json(Plan, json.loads(text))
+        except json.JSONDecodeError as error:
+            raise FileFormatError(f"not JSON: {error}; expected a plan as zeroskip writes it") from error
 
     def __str__(self) -> str:
         head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why, and why not the others")

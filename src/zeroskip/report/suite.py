@@ -28,8 +28,8 @@ class BenchCase:
     A ``layer`` is a convolution with bias and ReLU, ``c`` to ``k`` channels on ``h x w``; a ``model`` a zoo network (or
     ``denoiser``, which ships with the package) on ``image``; a ``load`` the time to open that model's ``.zsk`` file.
 
-    ``mask``: "random" (uniform), "clustered" (whole 4x4 blocks of output x input channels), or "trained:FILE:KEY" of the
-    data folder (for models "trained:FILE", a state dict).  ``density`` is ignored for trained masks.
+    ``mask``: "random" (uniform), "clustered" (whole 4x4 blocks of output x input channels), or "trained:FILE:KEY" of
+    the data folder (for models "trained:FILE", a state dict).  ``density`` is ignored for trained masks.
     """
 
     kind: Literal["layer", "model", "load"]

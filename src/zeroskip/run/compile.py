@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -207,20 +206,3 @@ def distance(ours: Any, theirs: Any) -> float:
             finite = b.double().abs().nan_to_num(0.0, 0.0, 0.0)
             largest = max(largest, float(finite.max()))
     return worst / largest if largest else worst
-
-
-def load_plan(path: str | Path) -> Plan:
-    """Read a plan that ``engine.plan`` was written to as JSON.
-
-    Raises:
-        FileFormatError: not a plan.
-    """
-    import json
-
-    from zeroskip.core.errors import FileFormatError
-    from zeroskip.core.jsonable import from_json
-
-    try:
-        return from_json(Plan, json.loads(Path(path).read_text()))
-    except json.JSONDecodeError as error:
-        raise FileFormatError(f"{path} is no JSON: {error}; expected a plan written by zeroskip") from error

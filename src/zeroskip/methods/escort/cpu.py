@@ -108,7 +108,9 @@ def _seconds(layer: Layer, geometry: Geometry, device: Device) -> float:
     per_piece = 12 + config.vectors * (1.0 if blocks == 1 else 2.0)
     panel = layer.shape.c * geometry.channel_floats / config.lanes * 1.5 * config.chunks
     tiles = geometry.items / config.chunks
-    return tiles * (nnz * per_entry + pieces * per_piece + panel) / 3e9 / config.threads + WAKE_SECONDS * (config.threads > 1)
+    return tiles * (nnz * per_entry + pieces * per_piece + panel) / 3e9 / config.threads + WAKE_SECONDS * (
+        config.threads > 1
+    )
 
 
 # -- weights and code -----------------------------------------------------------------------------------
