@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from zeroskip.core.device import Device
-from zeroskip.core.layout import Layout
 from zeroskip.core.record import Record, Times
 from zeroskip.plan.plan import Confirmation, Plan, Rejection, Step
 from zeroskip.report.records import RecordFile
@@ -22,8 +21,6 @@ def step(name: str, layer: str, density: float, method: str, time_us: float, den
         density,
         method,
         config,
-        (Layout(),),
-        (Layout(),),
         "measured: fastest of 5 candidates",
         time_us,
         dense_us,

@@ -63,7 +63,7 @@ def draw(title: str, subtitle: str, rows: Sequence[Row]) -> bytes:
 
 
 def _height(row: Row) -> int:
-    height, width, _ = row.panels[0].image.shape
+    height, width = (int(size) for size in row.panels[0].image.shape[:2])
     return CAPTION_HEIGHT + PANEL * height // width + GAP + PANEL // 2
 
 

@@ -19,7 +19,7 @@ CACHE_LINE = 64
 class EscortConfig:
     """How the CPU kernel cuts a layer.
 
-    A tile is ``images x rows x cols`` output pixels of one output channel, held in vector registers of ``lanes`` floats.
+    A tile is ``images x rows x cols`` output pixels of one output channel, in vector registers of ``lanes`` floats.
     ``flat`` treats each image as one long row (1x1, stride 1, no padding).  ``block_channels`` input channels share a
     panel, ``chunks`` pieces of the output channels are separate work items, and ``chains`` independent sums hide the
     latency of the multiply-add where a tile has few vectors.  At most ``threads`` threads work on it: waking a second
