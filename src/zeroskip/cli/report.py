@@ -32,5 +32,5 @@ def report(
         if files
         else None
     )
-    write_page(to, Plan.from_json(plan.read_text()) if plan else None, records, title)
+    write_page(to, Plan.read(plan) if plan else None, records, title)
     out(f"written to {to}")

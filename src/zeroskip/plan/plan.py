@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,16 +92,18 @@ class Plan:
         raise KeyError(f"no step of this plan covers {name!r}; its steps are {[step.name for step in self.steps]}")
 
     def to_json(self) -> str:
-        """The plan as a JSON document; ``Plan.from_json`` reads it back."""
+        """The plan as a JSON document; ``Plan.read`` reads it back from a file."""
         return json.dumps(to_json(self), indent=1)
 
     @staticmethod
-    def from_json(text: str) -> Plan:
-        """Read a plan; raises ``FileFormatError`` where ``text`` is none."""
+    def read(path: str | Path) -> Plan:
+        """The plan in a file that holds ``to_json``'s text; raises ``FileFormatError`` where it holds something else."""
         try:
-            return from_json(Plan, json.loads(text))
-        except json.JSONDecodeError as error:
-            raise FileFormatError(f"not JSON: {error}; expected a plan as zeroskip writes it") from error
+            return from_json(Plan, json.loads(Path(path).read_text()))
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}") from error
+        except ValueError as error:
+            raise FileFormatError(f"{path} is no JSON: {error}; expected a plan as zeroskip writes it") from error
 
     def __str__(self) -> str:
         head = ("layer", "shape", "zeros", "method", "ms", "dense ms", "speed-up", "why, and why not the others")
