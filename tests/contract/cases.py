@@ -177,12 +177,21 @@ def plan_with(program: Program, *prefer: str, threads: int = 1, pick: int = 0,
     return Plan(device, "fp32", shapes, tuple(steps), weights_hash(program.tensors), versions())
 
 
+def engine_of(program: Program, *prefer: str, threads: int = 1, pick: int = 0) -> Engine:
+    """An engine on a plan made without measuring; see ``plan_with``."""
+    return Engine([Variant(program, plan_with(program, *prefer, threads=threads, pick=pick))], registry())
+
+
+def program_of(model: nn.Module, *inputs: Tensor) -> Program:
+    """``model`` in evaluation mode, traced and simplified."""
+    return simplify(trace(model.eval(), inputs))
+
+
 def engine_with(model: nn.Module, example: Tensor | tuple[Tensor, ...], *prefer: str, threads: int = 1,
                 pick: int = 0) -> Engine:
-    """An engine on a plan made without measuring; see ``plan_with``."""
+    """``engine_of`` a model."""
     inputs = (example,) if isinstance(example, Tensor) else example
-    program = simplify(trace(model.eval(), inputs))
-    return Engine([Variant(program, plan_with(program, *prefer, threads=threads, pick=pick))], registry())
+    return engine_of(program_of(model, *inputs), *prefer, threads=threads, pick=pick)
 
 
 def lanes(device: Device, floats: int) -> Device:

@@ -30,9 +30,18 @@ def bake(model: nn.Module) -> nn.Module:
         ]:
             prune.remove(module, name)  # type: ignore[no-untyped-call]
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-    for parameter in model.parameters():
-        # A masked weight may hold -0.0, which is as much a zero as 0.0 and is stored as that.
-        parameter.data[parameter.data == 0] = 0
+            _unparametrize(module)
     return model.requires_grad_(False)
+
+
+def _unparametrize(module: nn.Module) -> None:
+    """Make each parametrized tensor a plain parameter.
+
+    Not by ``remove_parametrizations``: it edits the class that torch made for the module, which the copy shares with
+    the original.
+    """
+    values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+    module.__class__ = type(module).__bases__[0]
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))

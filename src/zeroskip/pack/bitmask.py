@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 @dataclass(frozen=True)
 class Bitmask:
@@ -19,7 +21,8 @@ class Bitmask:
     @staticmethod
     def of(tensor: Tensor) -> Bitmask:
         flat = tensor.detach().cpu().reshape(-1)
-        nonzero = flat != 0
+        # By bits, so that -0.0 comes back as it was and a file's weights have the hash they were saved with.
+        nonzero = flat.contiguous().view(_INTEGERS[flat.element_size()]) != 0
         return Bitmask(torch.from_numpy(np.packbits(nonzero.numpy(), bitorder="little")), flat[nonzero])
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:

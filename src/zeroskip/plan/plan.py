@@ -97,7 +97,7 @@ class Plan:
 
     @staticmethod
     def read(path: str | Path) -> Plan:
-        """The plan in a file that holds ``to_json``'s text; raises ``FileFormatError`` where it holds something else."""
+        """The plan in a file that holds ``to_json``'s text; ``FileFormatError`` where it holds something else."""
         try:
             return from_json(Plan, json.loads(Path(path).read_text()))
         except FileFormatError as error:

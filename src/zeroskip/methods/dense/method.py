@@ -47,7 +47,7 @@ class Dense(LayerMethod[DenseConfig, DensePacked]):
         if segment.layer.kind == "linear":
             return [self.candidate(segment, DenseConfig("nchw", "torch"))]
         configs = [DenseConfig("nchw", "torch"), DenseConfig("nhwc", "torch")]
-        if torch._C._has_mkldnn and segment.layer.shape.n > 0:
+        if torch._C._has_mkldnn and segment.layer.shape.n > 0 and segment.layer.precision == "fp32":
             configs.insert(0, DenseConfig("nhwc", "onednn"))
         return [self.candidate(segment, config) for config in configs]
 

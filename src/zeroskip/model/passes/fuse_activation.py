@@ -28,7 +28,7 @@ def _activation(node: Node) -> Activation:
         return "relu"
     bounds = node.args[1:3]
     if node.op == "aten.relu6.default" or (
-        node.op in ("aten.hardtanh.default", "aten.clamp.default") and tuple(bounds) == (0, 6)
+        node.op in ("aten.hardtanh.default", "aten.clamp.default", "aten.clip.default") and tuple(bounds) == (0, 6)
     ):
         return "relu6"
     if node.op in ("aten.clamp_min.default",) and tuple(bounds) == (0,):
