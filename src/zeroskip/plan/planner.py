@@ -184,8 +184,8 @@ def _why(layer: Layer, option: Option, fastest: Mapping[str, float]) -> str:
     others = [time_us for method, time_us in fastest.items() if method != option.method]
     if not others:
         return f"the only method that can ({zeros})"
-    if option.time_us > min(others):
-        return f"slower alone, but spares a copy between layouts ({zeros})"
+    if option.time_us > min(fastest.values()):
+        return f"not the fastest alone, but spares a copy between layouts ({zeros})"
     return f"fastest, {min(others) / option.time_us:.2f}x the next ({zeros})"
 
 

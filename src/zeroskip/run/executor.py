@@ -16,8 +16,6 @@ from zeroskip.model.program import Program
 from zeroskip.run.pooling import max_pool_of
 from zeroskip.run.storage import Buffer, BufferSet, operator, plan_storage
 
-VIEWS = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
-
 Slots = list[Any]
 Call = Callable[[Slots], None]
 
@@ -135,8 +133,7 @@ class Executor:
                 slots[slot] = pool(slots[source])
 
             return run_pool
-        # A value may lie differently here than in torch (channels last, with a halo), where a view would be refused.
-        function, fill = operator(VIEWS.get(node.op, node.op)), self._filler
+        function, fill = operator(node.op), self._filler
         arguments = [fill(argument) for argument in node.args]
         named = {key: fill(value) for key, value in node.kwargs.items()}
 

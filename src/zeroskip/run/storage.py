@@ -36,6 +36,9 @@ ALIASES = (
 """Operators whose result may share memory with their first argument.  Others are caught by ``returns_alias``."""
 
 
+VIEWS = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
+
+
 def returns_alias(node: Node) -> bool:
     """Whether ``node``'s output may be a view of its first argument."""
     if node.op in ALIASES:
@@ -45,8 +48,14 @@ def returns_alias(node: Node) -> bool:
 
 
 def operator(name: str) -> torch._ops.OpOverload:
-    """``aten.relu.default`` -> the torch operator; ``AttributeError`` where this torch has none of that name."""
-    namespace, packet, overload = name.split(".")
+    """The torch operator that runs a node's: ``aten.relu.default``, and reshape for views.
+
+    A value may lie differently here than in torch (channels last, with a halo), where a view would be refused.
+
+    Raises:
+        AttributeError: this torch has none of that name.
+    """
+    namespace, packet, overload = VIEWS.get(name, name).split(".")
     found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     assert isinstance(found, torch._ops.OpOverload)
     return found
