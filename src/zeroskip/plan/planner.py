@@ -195,6 +195,8 @@ def validate(plan: Plan, program: Program, methods: Mapping[str, AnyMethod]) -> 
     Raises:
         ValueError: other weights, other shapes, a method that is gone; the message says what to do.
     """
+    if plan.device.kind != "cpu":
+        raise ValueError(f"this plan is for {plan.device.kind}, this version runs on the cpu: compile the model here")
     found = weights_hash(program.tensors)
     if found != plan.weights_hash:
         raise ValueError(

@@ -51,10 +51,10 @@ class Photograph:
 
 PHOTOGRAPHS = (
     Photograph("astronaut", "astronaut", (128, 225), (0.42, 0.5)),
-    Photograph("cat", "chelsea", (140, 200)),
+    Photograph("cat", "chelsea", (140, 200), (0.45, 0.42)),
     Photograph("coffee", "coffee", (190, 310)),
     Photograph("rocket", "rocket", (300, 320)),
-    Photograph("motorcycle", "stereo_motorcycle", (200, 540), (0.3, 0.5)),
+    Photograph("motorcycle", "stereo_motorcycle", (200, 540)),
 )
 """Those with a part to magnify are in the picture."""
 

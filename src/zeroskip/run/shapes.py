@@ -57,7 +57,7 @@ def _result(graph: Graph, node: Node, known: dict[str, Any]) -> Any:
         return _meta((*x.shape[:2], pool.p, pool.q), x.dtype)
     if node.op == "aten.adaptive_avg_pool2d.default":
         x, size = known[node.args[0].ref], node.args[1]
-        if len(size) != 2 or x.dim() not in (3, 4) or min(size) < 1:
+        if len(node.args) != 2 or node.kwargs or len(size) != 2 or x.dim() not in (3, 4) or min(size) < 1:
             raise FileFormatError(f"{node.name} pools {tuple(x.shape)} to {size}")
         return _meta((*x.shape[:-2], *size), x.dtype)
     return operator(node.op)(*_filled(node.args, known), **_filled(node.kwargs, known))
