@@ -33,8 +33,12 @@ OURS = tuple(name for name, method in registry().items() if method.exploits != "
 
 def stable(examples: int) -> settings:
     """Hypothesis settings: the same examples in every run."""
-    return settings(max_examples=examples, deadline=None, derandomize=True,
-                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
 
 
 def sparse_weight(shape: Sequence[int], density: float, seed: int = 0) -> Tensor:
@@ -63,8 +67,17 @@ class Work:
         return layer_parameters(self.program.graph, Segment(("layer",), (), ("layer",), (layer,)), self.program.tensors)
 
 
-def work(shape: ConvShape, *, linear: bool = False, weight: Tensor | None = None, density: float = 0.3,
-         bias: bool = True, activation: Activation = "none", residual: ResidualPlace = "none", seed: int = 0) -> Work:
+def work(
+    shape: ConvShape,
+    *,
+    linear: bool = False,
+    weight: Tensor | None = None,
+    density: float = 0.3,
+    bias: bool = True,
+    activation: Activation = "none",
+    residual: ResidualPlace = "none",
+    seed: int = 0,
+) -> Work:
     """A layer of ``shape`` with random weights, or ``weight``."""
     x_shape, y_shape, w_shape = shape.input_shape, shape.output_shape, shape.weight_shape
     if linear:
@@ -73,9 +86,12 @@ def work(shape: ConvShape, *, linear: bool = False, weight: Tensor | None = None
     if bias:
         tensors["bias"] = torch.randn(shape.k, generator=torch.Generator().manual_seed(seed + 1))
     conv = ConvAttributes(shape.stride, shape.padding, shape.dilation, shape.groups, activation, residual)
-    node = Node("layer", LINEAR if linear else CONV,
-                (Ref("x"), Ref("weight"), Ref("bias") if bias else None, None if residual == "none" else Ref("r")),
-                conv=conv)
+    node = Node(
+        "layer",
+        LINEAR if linear else CONV,
+        (Ref("x"), Ref("weight"), Ref("bias") if bias else None, None if residual == "none" else Ref("r")),
+        conv=conv,
+    )
     inputs = ("x",) if residual == "none" else ("x", "r")
     values = {"x": Value(x_shape, "float32"), "layer": Value(y_shape, "float32")}
     if residual != "none":
@@ -96,7 +112,7 @@ def some(found: Sequence[Candidate[Any]], count: int, seed: int = 0) -> list[Can
     """The first candidate, and others at random up to ``count``."""
     others = list(found[1:])
     random.Random(seed).shuffle(others)
-    return [*found[:1], *others[:count - 1]]
+    return [*found[:1], *others[: count - 1]]
 
 
 def bound(name: str, job: Work, pick: int = 0, threads: int = 1) -> Bound:
@@ -117,8 +133,9 @@ def assert_right(name: str, job: Work, *, count: int | None = 2, device: Device 
     for candidate in found if count is None else some(found, count, seed):
         stage = Stage(bind(method, segment, job.parameters, candidate, device), case)
         verdict = check(stage, oracle)
-        assert verdict.right, (f"{name} is {verdict.worst:.3g} times its bound away with {candidate.config} on "
-                               f"{segment.layer}")
+        assert verdict.right, (
+            f"{name} is {verdict.worst:.3g} times its bound away with {candidate.config} on {segment.layer}"
+        )
 
 
 # -- whole models -------------------------------------------------------------------------------------
@@ -145,15 +162,20 @@ def thin(model: nn.Module, density: float = 0.1, seed: int = 0) -> nn.Module:
                 keep = torch.rand(module.weight.shape, generator=generator) < density
                 module.weight.copy_(torch.where(keep, module.weight, 0.0))
             elif isinstance(module, nn.BatchNorm2d):
-                for tensor, low, high in ((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 1.5),
-                                          (module.weight, 0.7, 1.3), (module.bias, -0.2, 0.2)):
+                for tensor, low, high in (
+                    (module.running_mean, -0.2, 0.2),
+                    (module.running_var, 0.5, 1.5),
+                    (module.weight, 0.7, 1.3),
+                    (module.bias, -0.2, 0.2),
+                ):
                     if tensor is not None:
                         tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
     return model.eval()
 
 
-def plan_with(program: Program, *prefer: str, threads: int = 1, pick: int = 0,
-              methods: Mapping[str, AnyMethod] | None = None) -> Plan:
+def plan_with(
+    program: Program, *prefer: str, threads: int = 1, pick: int = 0, methods: Mapping[str, AnyMethod] | None = None
+) -> Plan:
     """A plan made without measuring: for each layer the first of the methods ``prefer`` (and then dense) that takes it,
     with its candidate number ``pick``."""
     methods, device, steps, covered = methods or registry(), cpu(threads), list[Step](), set[str]()
@@ -169,8 +191,16 @@ def plan_with(program: Program, *prefer: str, threads: int = 1, pick: int = 0,
                 continue
             found = method.configs(segment, device)
             candidate = found[pick % len(found)]
-            steps.append(Step(segment.nodes, str(layer.shape), layer.weights.density, method_name,
-                              to_json(candidate.config), "chosen by a test"))
+            steps.append(
+                Step(
+                    segment.nodes,
+                    str(layer.shape),
+                    layer.weights.density,
+                    method_name,
+                    to_json(candidate.config),
+                    "chosen by a test",
+                )
+            )
             covered |= set(segment.nodes)
             break
     shapes = tuple(program.graph.values[name].shape for name in program.graph.inputs)
@@ -187,8 +217,9 @@ def program_of(model: nn.Module, *inputs: Tensor) -> Program:
     return simplify(trace(model.eval(), inputs))
 
 
-def engine_with(model: nn.Module, example: Tensor | tuple[Tensor, ...], *prefer: str, threads: int = 1,
-                pick: int = 0) -> Engine:
+def engine_with(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], *prefer: str, threads: int = 1, pick: int = 0
+) -> Engine:
     """``engine_of`` a model."""
     inputs = (example,) if isinstance(example, Tensor) else example
     return engine_of(program_of(model, *inputs), *prefer, threads=threads, pick=pick)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import METHODS, OURS, assert_right, bound, candidates, lanes, sparse_weight, stable, work
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from contract.cases import METHODS, OURS, assert_right, bound, candidates, lanes, sparse_weight, stable, work
 from zeroskip.core.device import cpu
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import Activation, ConvShape, ResidualPlace
@@ -93,11 +93,24 @@ def test_every_candidate_for_a_linear_layer_is_within_the_bound(name: str) -> No
 @pytest.mark.parametrize("name", METHODS)
 def test_every_epilogue_is_within_the_bound(name: str, activation: Activation, residual: ResidualPlace) -> None:
     """The weights are large enough that relu6 cuts on both sides."""
-    for kind, shape in (("conv", ConvShape(2, 8, 7, 9, 6, 3, 3, padding=(1, 1))), ("flat", ConvShape(1, 20, 5, 7, 6, 1, 1)),
-                        ("linear", ConvShape(3, 20, 1, 1, 6, 1, 1))):
+    for kind, shape in (
+        ("conv", ConvShape(2, 8, 7, 9, 6, 3, 3, padding=(1, 1))),
+        ("flat", ConvShape(1, 20, 5, 7, 6, 1, 1)),
+        ("linear", ConvShape(3, 20, 1, 1, 6, 1, 1)),
+    ):
         for bias in (False, True):
-            assert_right(name, work(shape, linear=kind == "linear", weight=3 * sparse_weight(shape.weight_shape, 0.4),
-                                    bias=bias, activation=activation, residual=residual), count=1)
+            assert_right(
+                name,
+                work(
+                    shape,
+                    linear=kind == "linear",
+                    weight=3 * sparse_weight(shape.weight_shape, 0.4),
+                    bias=bias,
+                    activation=activation,
+                    residual=residual,
+                ),
+                count=1,
+            )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -116,8 +129,14 @@ def test_random_layers_are_within_the_bound(name: str, data: st.DataObject) -> N
     activation = data.draw(st.sampled_from(["none", "relu", "relu6"]))
     residual = data.draw(st.sampled_from(["none", "none", "before", "after"]))
     seed = draw(0, 1000)
-    job = work(shape, density=data.draw(st.sampled_from([0.02, 0.1, 0.5, 1.0])), bias=data.draw(st.booleans()),
-               activation=activation, residual=residual, seed=seed)
+    job = work(
+        shape,
+        density=data.draw(st.sampled_from([0.02, 0.1, 0.5, 1.0])),
+        bias=data.draw(st.booleans()),
+        activation=activation,
+        residual=residual,
+        seed=seed,
+    )
     assert_right(name, job, count=2, seed=seed)
 
 
@@ -136,8 +155,9 @@ def test_two_threads_are_within_the_bound(name: str, shape: str) -> None:
 
 WEIGHTS = {
     "all zero": torch.zeros(9, 8, 3, 3),
-    "one nonzero": torch.zeros(9, 8, 3, 3).index_put((torch.tensor(3), torch.tensor(7), torch.tensor(2), torch.tensor(0)),
-                                                     torch.tensor(2.0)),
+    "one nonzero": torch.zeros(9, 8, 3, 3).index_put(
+        (torch.tensor(3), torch.tensor(7), torch.tensor(2), torch.tensor(0)), torch.tensor(2.0)
+    ),
     "filters": sparse_weight((9, 8, 3, 3), 1.0) * (torch.arange(9) % 2).reshape(9, 1, 1, 1),
     "one long row": sparse_weight((9, 8, 3, 3), 1.0) * (torch.arange(9) == 4).reshape(9, 1, 1, 1),
     "unused input channels": sparse_weight((9, 8, 3, 3), 0.4) * (torch.arange(8) == 5).reshape(1, 8, 1, 1),
@@ -177,12 +197,14 @@ def surrounded(x: Tensor, halo: tuple[int, int], value: float) -> Tensor:
     big = torch.full((n + 2, c + 2, h + 2 * halo[0] + 2, w + 2 * halo[1] + 2), value)
     inner = big[1:-1, 1:-1, 1:-1, 1:-1]
     inner.zero_()
-    view = inner[:, :, halo[0]:halo[0] + h, halo[1]:halo[1] + w]
+    view = inner[:, :, halo[0] : halo[0] + h, halo[1] : halo[1] + w]
     return view.copy_(x)
 
 
 @pytest.mark.parametrize("pick", range(3))
-@pytest.mark.parametrize("shape", ["1x1 stride 2", "3x3", "3x3 stride 2", "3x3 dilation 2", "5x5", "2x2", "many channels"])
+@pytest.mark.parametrize(
+    "shape", ["1x1 stride 2", "3x3", "3x3 stride 2", "3x3 dilation 2", "5x5", "2x2", "many channels"]
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_outside_the_input_and_its_halo_is_read(name: str, shape: str, pick: int) -> None:
     job = work(SHAPES[shape])
@@ -193,15 +215,17 @@ def test_nothing_outside_the_input_and_its_halo_is_read(name: str, shape: str, p
     x = surrounded(case.x, want.halo or (0, 0), torch.nan) if want.order == "nchw" else case.x
     if want.halo == (0, 0):
         guard = torch.full_like(case.x, torch.nan)
-        x = torch.cat([guard, case.x, guard], 1)[:, x.shape[1]:-x.shape[1]]
+        x = torch.cat([guard, case.x, guard], 1)[:, x.shape[1] : -x.shape[1]]
     stage.inputs = [conform(x, want.halo or (0, 0), want)]
     assert stage.inputs[0] is x or want.order == "nhwc", "the candidate's own layout must be taken without a copy"
     assert check(stage, Oracle(ready.segment, job.parameters, case)).right
 
 
 @pytest.mark.parametrize("pick", range(4))
-@pytest.mark.parametrize("shape", ["1x1", "1x1 large batch", "3x3", "3x3 batch 5 of small images", "7x7 stride 2",
-                                   "depthwise", "many channels"])
+@pytest.mark.parametrize(
+    "shape",
+    ["1x1", "1x1 large batch", "3x3", "3x3 batch 5 of small images", "7x7 stride 2", "depthwise", "many channels"],
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_outside_the_output_is_written(name: str, shape: str, pick: int) -> None:
     """The output is a channel slice of a larger buffer, with a border where the candidate can write into one."""
@@ -214,7 +238,7 @@ def test_nothing_outside_the_output_is_written(name: str, shape: str, pick: int)
     n, k, p, q = ready.segment.layer.shape.output_shape
     rows, cols = (2, 3) if ready.candidate.outputs[0].writes_halo else (0, 0)
     big = torch.full((n, k + 5, p + 2 * rows, q + 2 * cols), 7.0)
-    y = big[:, 2:2 + k, rows:rows + p, cols:cols + q]
+    y = big[:, 2 : 2 + k, rows : rows + p, cols : cols + q]
     stage.outputs = [y]
     assert check(stage, Oracle(ready.segment, job.parameters, case)).right
     y.fill_(7.0)
@@ -278,11 +302,13 @@ def pixels_met(shape: ConvShape, where: tuple[int, ...], weight: Tensor) -> Tens
     return functional.conv2d(x, used, None, shape.stride, shape.padding, shape.dilation, shape.groups) > 0.5
 
 
-@pytest.mark.parametrize(("name", "activation"), [*((name, "none") for name in METHODS),
-                                                  *((name, cut) for name in OURS for cut in ("relu", "relu6"))])
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("shape", ["1x1", "3x3", "3x3 stride 2", "3x3 batch 5 of small images"])
-def test_nan_and_inf_in_the_input_reach_what_they_touch(name: str, shape: str, value: float, activation: Activation) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_nan_and_inf_in_the_input_reach_what_they_touch(
+    name: str, shape: str, value: float, activation: Activation
+) -> None:
     job = work(SHAPES[shape], activation=activation)
     ready = bound(name, job)
     case = Case.random(ready.segment)
@@ -295,12 +321,16 @@ def test_nan_and_inf_in_the_input_reach_what_they_touch(name: str, shape: str, v
     if value != value:
         assert y[met].isnan().all()
     else:
-        want = functional.conv2d(case.x, weight, job.parameters["bias"], geometry.stride, geometry.padding, geometry.dilation)
+        want = functional.conv2d(
+            case.x, weight, job.parameters["bias"], geometry.stride, geometry.padding, geometry.dilation
+        )
         signs = torch.zeros_like(case.x)
         signs[where] = value
         raw = functional.conv2d(signs.sign(), weight.sign(), None, geometry.stride, geometry.padding, geometry.dilation)
         want = torch.where(met, raw * torch.inf, want)
-        want = functional.relu(want) if activation == "relu" else functional.relu6(want) if activation == "relu6" else want
+        want = (
+            functional.relu(want) if activation == "relu" else functional.relu6(want) if activation == "relu6" else want
+        )
         assert torch.equal(y[met], want[met])
 
 
@@ -321,7 +351,7 @@ def test_dense_weights_spread_nan_and_inf_as_torch_does(name: str, value: float)
 def test_a_nan_weight_shows(name: str) -> None:
     weight = sparse_weight((9, 8, 3, 3), 0.2)
     weight[4, 3, 1, 1] = torch.nan
-    ready = bound(name, work(SHAPES["3x3"], weight=weight, activation="relu" if name in OURS else "none"))
+    ready = bound(name, work(SHAPES["3x3"], weight=weight, activation="relu"))
     y = Stage(ready, Case.random(ready.segment))()[0]
     assert y[:, 4].isnan().all()
     assert y[:, [0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()

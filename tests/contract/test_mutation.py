@@ -11,19 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import METHODS, OURS, Work, bound, candidates, stable, work
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from contract.cases import METHODS, OURS, Work, bound, candidates, stable, work
 from zeroskip.core.device import cpu
 from zeroskip.core.layer import ConvShape, Epilogue
 from zeroskip.measure.bound import Bound, Case, Oracle, Stage, bind, check
 from zeroskip.methods import registry
 from zeroskip.pack.stretched import Stretched
 
-SHAPES = (ConvShape(1, 12, 9, 11, 8, 3, 3, padding=(1, 1)), ConvShape(2, 24, 5, 7, 9, 1, 1),
-          ConvShape(1, 6, 12, 13, 8, 3, 3, (2, 2), (1, 1)))
+SHAPES = (
+    ConvShape(1, 12, 9, 11, 8, 3, 3, padding=(1, 1)),
+    ConvShape(2, 24, 5, 7, 9, 1, 1),
+    ConvShape(1, 6, 12, 13, 8, 3, 3, (2, 2), (1, 1)),
+)
 TRIALS = stable(40)
 shapes, seeds = st.sampled_from(SHAPES), st.integers(0, 10_000)
 
@@ -121,8 +124,13 @@ class Forgetful:
     def allocates(self) -> bool:
         return bool(self.run.allocates)
 
-    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
-                 residual: Tensor | None = None) -> Sequence[Tensor]:
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        workspace: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> Sequence[Tensor]:
         before = [output.clone() for output in outputs]
         results = self.run(inputs, outputs, workspace, residual)
         old = before[0] if before else torch.full_like(results[0], torch.nan)
@@ -141,8 +149,10 @@ def test_one_unwritten_pixel_is_caught(name: str, shape: ConvShape, seed: int) -
 
 
 def stretched_field(packed: Any) -> str | None:
-    return next((name for name in getattr(packed, "__dataclass_fields__", {})
-                 if isinstance(getattr(packed, name), Stretched)), None)
+    return next(
+        (name for name in getattr(packed, "__dataclass_fields__", {}) if isinstance(getattr(packed, name), Stretched)),
+        None,
+    )
 
 
 @pytest.mark.parametrize("by", [-4, 4])
@@ -150,7 +160,7 @@ def stretched_field(packed: Any) -> str | None:
 @given(shape=shapes, seed=seeds)
 @TRIALS
 def test_an_offset_shifted_by_one_element_is_caught(name: str, by: int, shape: ConvShape, seed: int) -> None:
-    """For methods packed as stretched CSR.  An offset that would leave the panel is not planted: it would be a crash."""
+    """For methods packed as stretched CSR.  An offset in front of the panel is not planted: it could crash."""
     job = layer(shape, seed)
     method = registry()[name]
     segment = job.segment(method)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import METHODS, Work, bound, candidates, some, stable, work
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from contract.cases import METHODS, Work, bound, candidates, some, stable, work
 from zeroskip.core.device import cpu
 from zeroskip.core.layer import ConvShape
 from zeroskip.measure.bound import Case, Stage, bind, packed_bytes
@@ -57,8 +57,16 @@ def assert_round_trip(name: str, job: Work, seed: int) -> None:
 def test_unpack_returns_the_weights_exactly(name: str, data: st.DataObject) -> None:
     groups = data.draw(st.sampled_from([1, 1, 2, 3]))
     size = st.integers(1, 4)
-    c, k, r, s = data.draw(st.integers(1, 9)) * groups, data.draw(st.integers(1, 9)) * groups, data.draw(size), data.draw(size)
-    stride, dilation = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3))), data.draw(st.sampled_from([(1, 1), (2, 1)]))
+    c, k, r, s = (
+        data.draw(st.integers(1, 9)) * groups,
+        data.draw(st.integers(1, 9)) * groups,
+        data.draw(size),
+        data.draw(size),
+    )
+    stride, dilation = (
+        data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        data.draw(st.sampled_from([(1, 1), (2, 1)])),
+    )
     shape = ConvShape(1, c, 12, 10, k, r, s, stride, (r // 2, s // 2), dilation, groups)
     seed = data.draw(st.integers(0, 1000))
     weight = masked(shape.weight_shape, data.draw(st.sampled_from(MASKS)), seed)
@@ -85,8 +93,9 @@ def moved(record: Any) -> Any:
     if isinstance(record, Tensor):
         return record.clone()
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        return dataclasses.replace(record, **{field.name: moved(getattr(record, field.name))
-                                              for field in dataclasses.fields(record)})
+        return dataclasses.replace(
+            record, **{field.name: moved(getattr(record, field.name)) for field in dataclasses.fields(record)}
+        )
     return record
 
 
@@ -97,8 +106,9 @@ def test_a_packed_record_computes_the_same_from_other_memory(name: str) -> None:
     case = Case.random(first.segment)
     want = Stage(first, case)()[0].clone()
     packed = moved(first.packed)
-    other = dataclasses.replace(first, packed=packed, run=first.method.bind(
-        first.segment, packed, first.method.build(packed), cpu(1)))
+    other = dataclasses.replace(
+        first, packed=packed, run=first.method.bind(first.segment, packed, first.method.build(packed), cpu(1))
+    )
     del first
     assert torch.equal(Stage(other, case)()[0], want)
     assert packed_bytes(packed) > 0

@@ -73,7 +73,9 @@ def test_a_folder_in_an_entrys_place_is_a_miss(cache: BuildCache) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o722])
-def test_a_folder_that_others_may_write_is_refused(cache: BuildCache, mode: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_others_may_write_is_refused(
+    cache: BuildCache, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
     cache.put(b"content", "a")
     cache.folder.chmod(mode)
     assert cache.get("a") is None

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import Net, stable
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from contract.cases import Net, stable
 from zeroskip.core.graph import (
     ConvAttributes,
     Graph,
@@ -30,10 +30,23 @@ from zeroskip.core.graph import (
 from zeroskip.model.passes import simplify
 from zeroskip.model.trace import trace
 
-leaves = (st.none() | st.booleans() | st.integers(-2**40, 2**40) | st.floats(allow_nan=False) | st.text(max_size=5)
-          | st.text(min_size=1, max_size=5).map(Ref))
-nests = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple)
-                     | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=12)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | st.text(min_size=1, max_size=5).map(Ref)
+)
+nests = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
 
 
 @given(nest=nests)
@@ -54,8 +67,9 @@ def test_nan_survives() -> None:
     assert math.isnan(again[0])
 
 
-@pytest.mark.parametrize("data", [{}, {"ref": 3}, {"ref": "a", "tuple": []}, {"tuple": "ab"}, {"float": "1.5"}, {"dict": []},
-                                  {"code": "x"}])
+@pytest.mark.parametrize(
+    "data", [{}, {"ref": 3}, {"ref": "a", "tuple": []}, {"tuple": "ab"}, {"float": "1.5"}, {"dict": []}, {"code": "x"}]
+)
 def test_an_unknown_mark_is_refused(data: Any) -> None:
     with pytest.raises(ValueError, match="mark"):
         nest_from_json(data)
@@ -67,19 +81,31 @@ def test_what_has_no_json_form_is_a_type_error() -> None:
 
 
 def test_a_hand_made_graph_survives() -> None:
-    node = Node("y", "conv2d", (Ref("x"), Ref("w"), None, None), {},
-                ConvAttributes((2, 1), (1, 0), (1, 2), 4, "relu6", "before"))
+    node = Node(
+        "y",
+        "conv2d",
+        (Ref("x"), Ref("w"), None, None),
+        {},
+        ConvAttributes((2, 1), (1, 0), (1, 2), 4, "relu6", "before"),
+    )
     clamp = Node("z", "aten.clamp.default", (Ref("y"), -math.inf, 3), {"size": [1, (2, 3)]})
-    graph = Graph(("x",), {"out": (Ref("z"), [Ref("y"), None, 3])}, (node, clamp),
-                  {"x": Value((1, 2, 3, 4), "float32"), "y": Value((), "float32")}, {"w": Value((4,), "float16")})
+    graph = Graph(
+        ("x",),
+        {"out": (Ref("z"), [Ref("y"), None, 3])},
+        (node, clamp),
+        {"x": Value((1, 2, 3, 4), "float32"), "y": Value((), "float32")},
+        {"w": Value((4,), "float16")},
+    )
     again = graph_from_json(json.loads(json.dumps(graph_to_json(graph))))
     assert again == graph
     assert str(again) == str(graph)
 
 
 def test_a_traced_graph_survives() -> None:
-    model = Net(lambda net, x: {"a": net.conv(x).clamp(min=-1.5), "b": (net.conv(x).flatten(1), x)},
-                conv=nn.Conv2d(3, 4, 3, padding=1))
+    model = Net(
+        lambda net, x: {"a": net.conv(x).clamp(min=-1.5), "b": (net.conv(x).flatten(1), x)},
+        conv=nn.Conv2d(3, 4, 3, padding=1),
+    )
     program = simplify(trace(model, (torch.zeros(1, 3, 5, 5),)))
     assert graph_from_json(json.loads(json.dumps(graph_to_json(program.graph)))) == program.graph
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
-from contract.cases import stable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.cases import stable
 from zeroskip.core.errors import FileFormatError, ZeroskipError
 from zeroskip.core.jsonable import from_json, to_json
 
@@ -38,9 +38,17 @@ class Outer:
 
 
 inners = st.builds(Inner, st.integers(0, 2**60), st.floats(allow_nan=False, allow_infinity=False))
-outers = st.builds(Outer, st.text(), st.sampled_from(["a", "b"]), st.tuples(st.integers(), st.integers()),
-                   st.lists(inners).map(tuple), st.dictionaries(st.text(), inners), st.none() | inners, st.booleans(),
-                   st.none() | st.text())
+outers = st.builds(
+    Outer,
+    st.text(),
+    st.sampled_from(["a", "b"]),
+    st.tuples(st.integers(), st.integers()),
+    st.lists(inners).map(tuple),
+    st.dictionaries(st.text(), inners),
+    st.none() | inners,
+    st.booleans(),
+    st.none() | st.text(),
+)
 
 
 @given(record=outers)
@@ -61,27 +69,30 @@ def test_an_integer_is_taken_for_a_float_field_as_a_float() -> None:
 BASE = to_json(Outer("x", "a", (1, 2), (Inner(1),), {"k": Inner(2)}, Inner(3)))
 
 
-@pytest.mark.parametrize(("change", "place"), [
-    ({"name": 3}, r"\$\.name"),
-    ({"kind": "c"}, r"\$\.kind"),
-    ({"kind": ["a"]}, r"\$\.kind"),
-    ({"pair": [1]}, r"\$\.pair"),
-    ({"pair": [1, 2, 3]}, r"\$\.pair"),
-    ({"pair": [1, "2"]}, r"\$\.pair\[1\]"),
-    ({"pair": [1, True]}, r"\$\.pair\[1\]"),
-    ({"pair": [1, 2.0]}, r"\$\.pair\[1\]"),
-    ({"pair": "12"}, r"\$\.pair"),
-    ({"many": {"size": 1}}, r"\$\.many"),
-    ({"many": [{"size": 1}, {"size": None}]}, r"\$\.many\[1\]"),
-    ({"many": [{"size": -1}]}, r"\$\.many\[0\].*must not be negative"),
-    ({"many": [{}]}, r"lacks \['size'\]"),
-    ({"many": [{"size": 1, "colour": 2}]}, r"unknown fields \['colour'\]"),
-    ({"table": []}, r"\$\.table"),
-    ({"table": {"k": 1}}, r"\$\.table\.k"),
-    ({"maybe": 5}, r"\$\.maybe"),
-    ({"flag": 1}, r"\$\.flag"),
-    ({"flag": None}, r"\$\.flag"),
-])
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"name": 3}, r"\$\.name"),
+        ({"kind": "c"}, r"\$\.kind"),
+        ({"kind": ["a"]}, r"\$\.kind"),
+        ({"pair": [1]}, r"\$\.pair"),
+        ({"pair": [1, 2, 3]}, r"\$\.pair"),
+        ({"pair": [1, "2"]}, r"\$\.pair\[1\]"),
+        ({"pair": [1, True]}, r"\$\.pair\[1\]"),
+        ({"pair": [1, 2.0]}, r"\$\.pair\[1\]"),
+        ({"pair": "12"}, r"\$\.pair"),
+        ({"many": {"size": 1}}, r"\$\.many"),
+        ({"many": [{"size": 1}, {"size": None}]}, r"\$\.many\[1\]"),
+        ({"many": [{"size": -1}]}, r"\$\.many\[0\].*must not be negative"),
+        ({"many": [{}]}, r"lacks \['size'\]"),
+        ({"many": [{"size": 1, "colour": 2}]}, r"unknown fields \['colour'\]"),
+        ({"table": []}, r"\$\.table"),
+        ({"table": {"k": 1}}, r"\$\.table\.k"),
+        ({"maybe": 5}, r"\$\.maybe"),
+        ({"flag": 1}, r"\$\.flag"),
+        ({"flag": None}, r"\$\.flag"),
+    ],
+)
 def test_what_does_not_fit_is_named_with_its_place(change: dict[str, Any], place: str) -> None:
     with pytest.raises(FileFormatError, match=place):
         from_json(Outer, {**BASE, **change})

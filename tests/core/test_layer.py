@@ -6,55 +6,87 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contract.cases import sparse_weight, stable
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from contract.cases import sparse_weight, stable
 from zeroskip.core.layer import MAX_ELEMENTS, ConvShape, Epilogue, Layer, Sparsity
 
 GOOD = ConvShape(1, 4, 8, 8, 6, 3, 3, padding=(1, 1))
 sizes = st.integers(1, 9)
 
 
-@given(n=st.integers(0, 3), c=sizes, h=sizes, w=sizes, k=sizes, r=sizes, s=sizes, stride=st.tuples(sizes, sizes),
-       padding=st.tuples(st.integers(0, 4), st.integers(0, 4)), dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)))
+@given(
+    n=st.integers(0, 3),
+    c=sizes,
+    h=sizes,
+    w=sizes,
+    k=sizes,
+    r=sizes,
+    s=sizes,
+    stride=st.tuples(sizes, sizes),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
 @stable(60)
-def test_output_shape_is_torchs(n: int, c: int, h: int, w: int, k: int, r: int, s: int, stride: tuple[int, int],
-                                padding: tuple[int, int], dilation: tuple[int, int]) -> None:
+def test_output_shape_is_torchs(
+    n: int,
+    c: int,
+    h: int,
+    w: int,
+    k: int,
+    r: int,
+    s: int,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None:
     assume(h + 2 * padding[0] > dilation[0] * (r - 1) and w + 2 * padding[1] > dilation[1] * (s - 1))
     shape = ConvShape(n, c, h, w, k, r, s, stride, padding, dilation)
-    y = functional.conv2d(torch.empty(shape.input_shape, device="meta"), torch.empty(shape.weight_shape, device="meta"),
-                          None, stride, padding, dilation)
+    y = functional.conv2d(
+        torch.empty(shape.input_shape, device="meta"),
+        torch.empty(shape.weight_shape, device="meta"),
+        None,
+        stride,
+        padding,
+        dilation,
+    )
     assert tuple(y.shape) == shape.output_shape
     m, pixels, depth = shape.gemm
     assert m * pixels * depth == shape.macs
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"h": 0}, "must be positive"),
-    ({"c": -4}, "must be positive"),
-    ({"n": -1}, "must be positive"),
-    ({"stride": (0, 1)}, "must be positive"),
-    ({"dilation": (1, 0)}, "must be positive"),
-    ({"padding": (-1, 0)}, "must be positive"),
-    ({"groups": 0}, "must be positive"),
-    ({"groups": 4}, "divide by groups"),
-    ({"groups": 3}, "divide by groups"),
-    ({"r": 11}, "larger than the padded input"),
-    ({"dilation": (5, 1)}, "larger than the padded input"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"h": 0}, "must be positive"),
+        ({"c": -4}, "must be positive"),
+        ({"n": -1}, "must be positive"),
+        ({"stride": (0, 1)}, "must be positive"),
+        ({"dilation": (1, 0)}, "must be positive"),
+        ({"padding": (-1, 0)}, "must be positive"),
+        ({"groups": 0}, "must be positive"),
+        ({"groups": 4}, "divide by groups"),
+        ({"groups": 3}, "divide by groups"),
+        ({"r": 11}, "larger than the padded input"),
+        ({"dilation": (5, 1)}, "larger than the padded input"),
+    ],
+)
 def test_impossible_shapes_are_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(GOOD, **change)
 
 
-@pytest.mark.parametrize(("shape", "what"), [
-    ({"n": 2**23}, "input|output"),
-    ({"c": 2**22, "h": 32, "w": 32, "k": 1}, "input"),
-    ({"k": 2**26}, "output"),
-    ({"c": 2**16, "k": 2**16, "h": 3, "w": 3, "padding": (0, 0)}, "weight"),
-])
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [
+        ({"n": 2**23}, "input|output"),
+        ({"c": 2**22, "h": 32, "w": 32, "k": 1}, "input"),
+        ({"k": 2**26}, "output"),
+        ({"c": 2**16, "k": 2**16, "h": 3, "w": 3, "padding": (0, 0)}, "weight"),
+    ],
+)
 def test_more_than_2_to_the_31_elements_are_refused(shape: dict[str, object], what: str) -> None:
     with pytest.raises(ValueError, match=rf"the ({what}) would have \d+ elements; at most {MAX_ELEMENTS}"):
         replace(GOOD, **shape)

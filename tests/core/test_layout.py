@@ -52,8 +52,9 @@ def test_values_stay_and_strides_are_as_promised(twist: str, layout: Layout) -> 
 def halo_of(y: Tensor, rows: int, columns: int) -> Tensor:
     """The whole buffer around a view of it."""
     n, c, h, w = y.shape
-    return y.as_strided((n, c, h + 2 * rows, w + 2 * columns), y.stride(),
-                        y.storage_offset() - rows * y.stride(2) - columns)
+    return y.as_strided(
+        (n, c, h + 2 * rows, w + 2 * columns), y.stride(), y.storage_offset() - rows * y.stride(2) - columns
+    )
 
 
 def test_a_copy_with_halo_has_zeros_around_it() -> None:
@@ -62,7 +63,9 @@ def test_a_copy_with_halo_has_zeros_around_it() -> None:
     assert torch.equal(whole, torch.nn.functional.pad(x, (2, 2, 1, 1)))
 
 
-@pytest.mark.parametrize(("have", "is_same"), [((1, 2), True), ((2, 3), True), ((0, 2), False), ((1, 1), False), ((0, 0), False)])
+@pytest.mark.parametrize(
+    ("have", "is_same"), [((1, 2), True), ((2, 3), True), ((0, 2), False), ((1, 1), False), ((0, 0), False)]
+)
 def test_a_halo_that_is_large_enough_is_taken_as_it_is(have: tuple[int, int], is_same: bool) -> None:
     x = allocate((2, 3, 5, 7), have).copy_(image())
     y = conform(x, have, HALO)
@@ -92,7 +95,9 @@ def test_degenerate_images_conform(shape: tuple[int, ...], layout: Layout) -> No
         assert torch.equal(conform(x, (0, 0), layout), x)
 
 
-@pytest.mark.parametrize("twist", [lambda x: x.t(), lambda x: torch.cat([x, x], 1)[:, :4], lambda x: x[:1].expand(4, 4)])
+@pytest.mark.parametrize(
+    "twist", [lambda x: x.t(), lambda x: torch.cat([x, x], 1)[:, :4], lambda x: x[:1].expand(4, 4)]
+)
 def test_matrices_become_contiguous(twist: object) -> None:
     x = twist(torch.randn(4, 4))  # type: ignore[operator]
     y = conform(x, (0, 0), CONTIGUOUS)

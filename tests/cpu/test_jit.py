@@ -7,8 +7,8 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from contract.cases import OURS, bound, work
 
+from contract.cases import OURS, bound, work
 from zeroskip.core.errors import CompileError, ZeroskipError
 from zeroskip.core.layer import ConvShape
 from zeroskip.cpu import jit, threads
@@ -39,11 +39,31 @@ def test_loops_count_as_range_does() -> None:
 def test_integers_divide_and_clip() -> None:
     emit = Emitter()
     a = emit.load_i64("%args")
-    results = [emit.div(a, 7), emit.mod(a, 7), emit.minimum(a, 30), emit.minimum(a, 100), emit.div(a, 1), emit.mod(a, 1),
-               emit.add(a, 5), emit.sub(a, 5), emit.mul(a, 3)]
+    results = [
+        emit.div(a, 7),
+        emit.mod(a, 7),
+        emit.minimum(a, 30),
+        emit.minimum(a, 100),
+        emit.div(a, 1),
+        emit.mod(a, 1),
+        emit.add(a, 5),
+        emit.sub(a, 5),
+        emit.mul(a, 3),
+    ]
     for index, value in enumerate(results, 1):
         emit.line(f"store i64 {value}, ptr {emit.at('%args', 8 * index)}")
-    assert run(build(emit, "integers"), np.array([52] + [0] * 9, np.int64)).tolist() == [52, 7, 3, 30, 52, 52, 0, 57, 47, 156]
+    assert run(build(emit, "integers"), np.array([52] + [0] * 9, np.int64)).tolist() == [
+        52,
+        7,
+        3,
+        30,
+        52,
+        52,
+        0,
+        57,
+        47,
+        156,
+    ]
 
 
 def test_shortcuts_leave_operands_as_they_are() -> None:
@@ -61,7 +81,7 @@ def test_vectors_of_every_width_multiply_and_add(lanes: int) -> None:
     emit.store(emit.fma(a, b, scalar, lanes), "%args", 2 * size, lanes)
     emit.store(emit.fadd(a, b, lanes), "%args", 3 * size, lanes)
     data = np.zeros(4 * lanes, np.float32)
-    data[:2 * lanes] = np.arange(1, 2 * lanes + 1)
+    data[: 2 * lanes] = np.arange(1, 2 * lanes + 1)
     found = run(build(emit, "vectors"), data).reshape(4, lanes)
     assert np.array_equal(found[2], found[0] * found[1] + found[0, 0])
     assert np.array_equal(found[3], found[0] + found[1])
@@ -81,8 +101,15 @@ def test_vector_types_are_named() -> None:
     assert (vector(1), vector(8)) == ("float", "<8 x float>")
 
 
-@pytest.mark.parametrize("text", ["nonsense", "define void @f() {\n ret i32 0\n}", "define void @f() {\nentry:\n}",
-                                  "define i32 @f(i32 %a) {\nentry:\n %b = add i32 %a, %c\n ret i32 %b\n}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nonsense",
+        "define void @f() {\n ret i32 0\n}",
+        "define void @f() {\nentry:\n}",
+        "define i32 @f(i32 %a) {\nentry:\n %b = add i32 %a, %c\n ret i32 %b\n}",
+    ],
+)
 def test_broken_ir_is_a_compile_error_with_the_compilers_words(text: str) -> None:
     with pytest.raises(CompileError, match="refused") as caught:
         jit.assemble(text)

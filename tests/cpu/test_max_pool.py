@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.cases import stable
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from contract.cases import stable
 from zeroskip.cpu.max_pool import MaxPool, bind
 
 
@@ -18,8 +18,10 @@ def assert_as_torch(pool: MaxPool, x: Tensor, threads: int = 1) -> None:
     y = bind(pool, threads)(x)
     assert y.shape == want.shape
     assert torch.equal(y.isnan(), want.isnan())
-    assert torch.equal(y.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf),
-                       want.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf))
+    assert torch.equal(
+        y.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf),
+        want.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf),
+    )
 
 
 def numbers(shape: tuple[int, ...], kind: str, seed: int = 0) -> Tensor:
@@ -44,15 +46,26 @@ def test_random_poolings_equal_torch(data: st.DataObject) -> None:
     n, c, h, w = draw(1, 3), draw(1, 5), draw(1, 40), draw(1, 40)
     assume(h + 2 * padding[0] >= window[0] and w + 2 * padding[1] >= window[1])
     pool = MaxPool(h, w, window, stride, padding, data.draw(st.booleans()))
-    assert_as_torch(pool, numbers((n, c, h, w), data.draw(st.sampled_from(["plain", "nan", "inf", "all -inf"])), draw(0, 99)))
+    assert_as_torch(
+        pool, numbers((n, c, h, w), data.draw(st.sampled_from(["plain", "nan", "inf", "all -inf"])), draw(0, 99))
+    )
 
 
 @pytest.mark.parametrize("kind", ["plain", "nan", "inf", "all -inf"])
 @pytest.mark.parametrize("ceil_mode", [False, True])
-@pytest.mark.parametrize("pool", [
-    ((3, 3), (2, 2), (1, 1)), ((3, 3), (2, 2), (0, 0)), ((2, 2), (2, 2), (0, 0)), ((3, 3), (3, 3), (1, 1)), ((3, 3), (1, 1), (1, 1)),
-    ((1, 1), (2, 2), (0, 0)), ((2, 5), (3, 1), (1, 2)), ((5, 5), (4, 4), (2, 2)),
-])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        ((3, 3), (2, 2), (1, 1)),
+        ((3, 3), (2, 2), (0, 0)),
+        ((2, 2), (2, 2), (0, 0)),
+        ((3, 3), (3, 3), (1, 1)),
+        ((3, 3), (1, 1), (1, 1)),
+        ((1, 1), (2, 2), (0, 0)),
+        ((2, 5), (3, 1), (1, 2)),
+        ((5, 5), (4, 4), (2, 2)),
+    ],
+)
 def test_common_poolings_equal_torch(pool: tuple[tuple[int, int], ...], ceil_mode: bool, kind: str) -> None:
     for h, w in ((13, 21), (16, 17), (5, 33)):
         assert_as_torch(MaxPool(h, w, *pool, ceil_mode), numbers((2, 3, h, w), kind))
@@ -66,16 +79,19 @@ def test_images_of_a_pixel_or_a_line(shape: tuple[int, int], kind: str) -> None:
         assert_as_torch(MaxPool(*shape, (1, 1), (1, 1), (0, 0), ceil_mode), numbers((2, 3, *shape), kind))
 
 
-@pytest.mark.parametrize("twist", [
-    lambda x: x.contiguous(memory_format=torch.channels_last),
-    lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    lambda x: torch.cat([x, x], 1)[:, 2:5],
-    lambda x: functional.pad(x, (2, 2, 1, 1), value=torch.nan)[:, :, 1:-1, 2:-2],
-    lambda x: x[:1].expand(2, -1, -1, -1),
-    lambda x: x[:, :1].expand(-1, 3, -1, -1),
-    lambda x: x.double(),
-    lambda x: x[:0],
-])
+@pytest.mark.parametrize(
+    "twist",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.cat([x, x], 1)[:, 2:5],
+        lambda x: functional.pad(x, (2, 2, 1, 1), value=torch.nan)[:, :, 1:-1, 2:-2],
+        lambda x: x[:1].expand(2, -1, -1, -1),
+        lambda x: x[:, :1].expand(-1, 3, -1, -1),
+        lambda x: x.double(),
+        lambda x: x[:0],
+    ],
+)
 def test_any_strides_dtype_and_batch_equal_torch(twist: object) -> None:
     x = twist(numbers((2, 3, 12, 19), "nan"))  # type: ignore[operator]
     assert_as_torch(MaxPool(12, 19, (3, 3), (2, 2), (1, 1), False), x)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import OURS, Net, engine_of, program_of, thin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from contract.cases import OURS, Net, engine_of, program_of, thin
 from zeroskip.core.graph import CONV, LINEAR
 from zeroskip.model.passes import PASSES, simplify, steps
 from zeroskip.model.passes.fold_batch_norm import BATCH_NORM
@@ -69,19 +69,24 @@ def test_batch_norm_over_time_after_a_linear_layer_is_not_folded() -> None:
     assert ops(program)[:2] == [LINEAR, BATCH_NORM]
 
 
-@pytest.mark.parametrize("function", [
-    lambda net, x: (lambda y: net.n(y) + y)(net.a(x)),
-    lambda net, x: (lambda y: (net.n(y), y))(net.a(x)),
-    lambda net, x: (lambda y: net.n(y) * net.m(y))(net.a(x)),
-    lambda net, x: net.n(net.a(x).relu()),
-    lambda net, x: net.n(x) + net.a(x),
-])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: (lambda y: net.n(y) + y)(net.a(x)),
+        lambda net, x: (lambda y: (net.n(y), y))(net.a(x)),
+        lambda net, x: (lambda y: net.n(y) * net.m(y))(net.a(x)),
+        lambda net, x: net.n(net.a(x).relu()),
+        lambda net, x: net.n(x) + net.a(x),
+    ],
+)
 def test_a_convolution_with_other_readers_is_not_folded(function: Callable[..., Any]) -> None:
     assert BATCH_NORM in ops(simplified(function, a=conv(), n=nn.BatchNorm2d(4), m=nn.BatchNorm2d(4)))
 
 
 def test_a_shared_convolution_with_two_norms_is_folded_twice() -> None:
-    program = simplified(lambda net, x: net.m(net.a(net.n(net.a(x)))), a=conv(), n=nn.BatchNorm2d(4), m=nn.BatchNorm2d(4))
+    program = simplified(
+        lambda net, x: net.m(net.a(net.n(net.a(x)))), a=conv(), n=nn.BatchNorm2d(4), m=nn.BatchNorm2d(4)
+    )
     assert ops(program) == [CONV, CONV]
     first, second = (program.tensors[node.args[1].ref] for node in program.graph.nodes)
     assert not torch.equal(first, second)
@@ -93,7 +98,13 @@ def test_norms_by_the_batchs_own_statistics_run_in_torch() -> None:
 
 
 def test_norms_whose_statistics_are_inputs_run_in_torch() -> None:
-    program = simplified(lambda net, x, mean, var: functional.batch_norm(net.a(x), mean, var), image(), image(4), image(4).abs(), a=conv())
+    program = simplified(
+        lambda net, x, mean, var: functional.batch_norm(net.a(x), mean, var),
+        image(),
+        image(4),
+        image(4).abs(),
+        a=conv(),
+    )
     assert BATCH_NORM in ops(program)
 
 
@@ -115,9 +126,14 @@ RELU6 = {
     "hardtanh": lambda x: functional.hardtanh(x, 0.0, 6.0),
     "clamp": lambda x: x.clamp(0, 6),
     "float clamp": lambda x: torch.clamp(x, 0.0, 6.0),
+    "clip": lambda x: x.clip(0, 6),
     "keyword clamp": lambda x: torch.clamp(x, max=6, min=0),
 }
-RELU = {"relu": torch.relu, "in place": lambda x: functional.relu(x, inplace=True), "clamp_min": lambda x: x.clamp_min(0)}
+RELU = {
+    "relu": torch.relu,
+    "in place": lambda x: functional.relu(x, inplace=True),
+    "clamp_min": lambda x: x.clamp_min(0),
+}
 OTHERS = {
     "hardtanh": functional.hardtanh,
     "clamp at 1": lambda x: x.clamp(0, 1),
@@ -147,10 +163,13 @@ def test_other_activations_run_in_torch(name: str) -> None:
     assert all(activation == "none" for activation, _ in fused(program))
 
 
-@pytest.mark.parametrize("function", [
-    lambda net, x: (lambda y: (y.relu(), y))(net.a(x)),
-    lambda net, x: (lambda y: y.relu() * y)(net.a(x)),
-])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: (lambda y: (y.relu(), y))(net.a(x)),
+        lambda net, x: (lambda y: y.relu() * y)(net.a(x)),
+    ],
+)
 def test_an_activation_is_not_fused_where_others_read_the_sum(function: Callable[..., Any]) -> None:
     assert fused(simplified(function, a=conv())) == [("none", "none")]
 
@@ -164,8 +183,14 @@ CHAINS: dict[str, tuple[Callable[..., Any], list[tuple[str, str]]]] = {
     "norm, relu, add, relu": (lambda net, x: (net.n(net.a(x)).relu() + x).relu(), [("relu", "after")]),
     "norm, add, relu6": (lambda net, x: functional.relu6(net.n(net.a(x)) + x), [("relu6", "before")]),
     "two convolutions": (lambda net, x: (net.a(x) + net.b(x)).relu(), [("none", "none"), ("relu", "before")]),
-    "two convolutions, the first one later": (lambda net, x: (lambda y: (net.a(y) + y).relu())(net.b(x)), [("none", "none"), ("relu", "before")]),
-    "two activated convolutions": (lambda net, x: net.a(x).relu() + net.b(x).relu(), [("relu", "none"), ("relu", "after")]),
+    "two convolutions, the first one later": (
+        lambda net, x: (lambda y: (net.a(y) + y).relu())(net.b(x)),
+        [("none", "none"), ("relu", "before")],
+    ),
+    "two activated convolutions": (
+        lambda net, x: net.a(x).relu() + net.b(x).relu(),
+        [("relu", "none"), ("relu", "after")],
+    ),
     "a sum of three": (lambda net, x: net.a(x) + net.b(x) + x, [("none", "none"), ("none", "before")]),
     "a residual made later": (lambda net, x: net.a(x) + x.sin().cos(), [("none", "before")]),
     "through dropout": (lambda net, x: (net.d(net.a(x)) + x).relu(), [("relu", "before")]),

@@ -38,13 +38,20 @@ class FakeRun:
     def __init__(self, layer: Layer, packed: FakePacked, add: float) -> None:
         self.layer, self.packed, self.add = layer, packed, add
 
-    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
-                 residual: Tensor | None = None) -> Sequence[Tensor]:
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        workspace: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> Sequence[Tensor]:
         shape, weight = self.layer.shape, self.packed.weight
         if self.layer.kind == "linear":
             y = functional.linear(inputs[0], weight, self.packed.bias)
         else:
-            y = functional.conv2d(inputs[0], weight, self.packed.bias, shape.stride, shape.padding, shape.dilation, shape.groups)
+            y = functional.conv2d(
+                inputs[0], weight, self.packed.bias, shape.stride, shape.padding, shape.dilation, shape.groups
+            )
         return (y + self.add,)
 
 
@@ -56,7 +63,9 @@ class Fake(LayerMethod[FakeConfig, FakePacked]):
     config_type: ClassVar[type] = FakeConfig
     name = "fake"
 
-    def __init__(self, add: float = 0.0, refuses: str | None = None, fails: Exception | None = None, configs: int = 1) -> None:
+    def __init__(
+        self, add: float = 0.0, refuses: str | None = None, fails: Exception | None = None, configs: int = 1
+    ) -> None:
         self.add, self.refuses, self.fails, self.count = add, refuses, fails, configs
 
     def supports(self, layer: Layer) -> str | None:
@@ -114,11 +123,18 @@ class Pair(Method[FakeConfig, Any]):
             workspace_bytes = 0
             allocates = True
 
-            def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], workspace: Tensor | None,
-                         residual: Tensor | None = None) -> Sequence[Tensor]:
+            def __call__(
+                self,
+                inputs: Sequence[Tensor],
+                outputs: Sequence[Tensor],
+                workspace: Tensor | None,
+                residual: Tensor | None = None,
+            ) -> Sequence[Tensor]:
                 y = inputs[0]
                 for name, layer in zip(names, segment.layers, strict=True):
-                    y = functional.conv2d(y, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"), padding=layer.shape.padding)
+                    y = functional.conv2d(
+                        y, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"), padding=layer.shape.padding
+                    )
                 return (y,)
 
         return PairRun()

@@ -7,10 +7,10 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from contract.cases import stable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.cases import stable
 from zeroskip.core.cost import Cost
 from zeroskip.core.graph import CONV, ConvAttributes, Graph, Node, Ref, Segment, Value
 from zeroskip.core.layer import ConvShape, Layer, Sparsity
@@ -21,7 +21,13 @@ from zeroskip.plan.tune import Option
 
 SHAPE = (1, 8, 10, 10)
 COPY_US = 2 * 4 * 800 / COPY_GBPS / 1e3
-NCHW, NHWC, ANY, PLANES, HALO = Layout("nchw"), Layout("nhwc"), Layout("any"), Layout("nchw", (0, 0)), Layout("nchw", (1, 1))
+NCHW, NHWC, ANY, PLANES, HALO = (
+    Layout("nchw"),
+    Layout("nhwc"),
+    Layout("any"),
+    Layout("nchw", (0, 0)),
+    Layout("nchw", (1, 1)),
+)
 WRITES = Layout("nchw", writes_halo=True)
 
 
@@ -44,10 +50,20 @@ class Config:
     number: int
 
 
-def option(graph: Graph, nodes: tuple[str, ...], time_us: float, method: str = "m", want: Layout = ANY, leave: Layout = ANY,
-           number: int = 0) -> Option:
+def option(
+    graph: Graph,
+    nodes: tuple[str, ...],
+    time_us: float,
+    method: str = "m",
+    want: Layout = ANY,
+    leave: Layout = ANY,
+    number: int = 0,
+) -> Option:
     first = graph.node(nodes[0])
-    layers = tuple(Layer(name, "conv2d", ConvShape(1, 8, 10, 10, 8, 1, 1), "fp32", Sparsity(6, 0.1, "unstructured", 0.0)) for name in nodes)
+    layers = tuple(
+        Layer(name, "conv2d", ConvShape(1, 8, 10, 10, 8, 1, 1), "fp32", Sparsity(6, 0.1, "unstructured", 0.0))
+        for name in nodes
+    )
     segment = Segment(nodes, (first.inputs[0],), (nodes[-1],), layers)
     return Option(method, Candidate(Config(number), (want,), (leave,)), segment, time_us, 0.0, 0.0, 0, Cost(0, 0, 0))
 
@@ -58,8 +74,13 @@ def methods(choice: Choice) -> list[tuple[str, tuple[str, ...]]]:
 
 def test_the_fastest_option_of_each_layer_wins() -> None:
     graph = chain(2)
-    choice = cover(graph, {"c0": [option(graph, ("c0",), 5, "a"), option(graph, ("c0",), 3, "b")],
-                           "c1": [option(graph, ("c1",), 1, "a"), option(graph, ("c1",), 2, "b")]})
+    choice = cover(
+        graph,
+        {
+            "c0": [option(graph, ("c0",), 5, "a"), option(graph, ("c0",), 3, "b")],
+            "c1": [option(graph, ("c1",), 1, "a"), option(graph, ("c1",), 2, "b")],
+        },
+    )
     assert methods(choice) == [("b", ("c0",)), ("a", ("c1",))]
     assert choice.total_us == 4
 
@@ -99,7 +120,7 @@ def test_the_cover_is_the_best_of_all(length: int, seed: int) -> None:
     options = {name: [option(graph, (name,), chance.randint(1, 20), "single")] for name in names}
     for start, end in itertools.combinations(range(length), 2):
         if chance.random() < 0.4:
-            options[names[start]].append(option(graph, tuple(names[start:end + 1]), chance.randint(1, 40), "long"))
+            options[names[start]].append(option(graph, tuple(names[start : end + 1]), chance.randint(1, 40), "long"))
 
     def brute(position: int) -> float:
         if position == length:
@@ -112,10 +133,22 @@ def test_the_cover_is_the_best_of_all(length: int, seed: int) -> None:
 
 
 # -- layouts ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("leave", "want", "copies"), [
-    (NCHW, NCHW, 0), (NHWC, NHWC, 0), (NHWC, NCHW, 1), (NCHW, NHWC, 1), (ANY, NHWC, 0), (NHWC, ANY, 0),
-    (NCHW, PLANES, 0), (NCHW, HALO, 1), (WRITES, HALO, 0), (WRITES, PLANES, 0), (NHWC, HALO, 1),
-])
+@pytest.mark.parametrize(
+    ("leave", "want", "copies"),
+    [
+        (NCHW, NCHW, 0),
+        (NHWC, NHWC, 0),
+        (NHWC, NCHW, 1),
+        (NCHW, NHWC, 1),
+        (ANY, NHWC, 0),
+        (NHWC, ANY, 0),
+        (NCHW, PLANES, 0),
+        (NCHW, HALO, 1),
+        (WRITES, HALO, 0),
+        (WRITES, PLANES, 0),
+        (NHWC, HALO, 1),
+    ],
+)
 def test_a_copy_is_priced_where_layouts_differ(leave: Layout, want: Layout, copies: int) -> None:
     graph = chain(2)
     chosen = [option(graph, ("c0",), 1, leave=leave), option(graph, ("c1",), 1, want=want)]
@@ -124,7 +157,9 @@ def test_a_copy_is_priced_where_layouts_differ(leave: Layout, want: Layout, copi
 
 def test_torch_leaves_contiguous_images() -> None:
     graph = chain(2, {1: "aten.sin.default"})
-    assert conversions_us(graph, [option(graph, ("c0",), 1, leave=NHWC), option(graph, ("c1",), 1, want=NHWC)]) == pytest.approx(COPY_US)
+    assert conversions_us(
+        graph, [option(graph, ("c0",), 1, leave=NHWC), option(graph, ("c1",), 1, want=NHWC)]
+    ) == pytest.approx(COPY_US)
 
 
 @pytest.mark.parametrize(("difference", "expected"), [(0.5 * COPY_US, "same"), (2.5 * COPY_US, "fast")])
@@ -140,8 +175,13 @@ def test_an_option_in_another_layout_must_gain_more_than_its_copies_cost(differe
 def test_neighbours_move_to_a_common_layout_together_or_stay() -> None:
     """Whatever the sweeps find, it is never worse than the best isolated choice with its copies."""
     graph = chain(4)
-    options = {f"c{index}": [option(graph, (f"c{index}",), 10, "a", NCHW, NCHW), option(graph, (f"c{index}",), 9.9, "b", NHWC, NHWC)]
-               for index in range(4)}
+    options = {
+        f"c{index}": [
+            option(graph, (f"c{index}",), 10, "a", NCHW, NCHW),
+            option(graph, (f"c{index}",), 9.9, "b", NHWC, NHWC),
+        ]
+        for index in range(4)
+    }
     choice = cover(graph, options)
     assert choice.total_us <= 4 * 9.9 + COPY_US + 1e-9
     assert len({one.method for one in choice.options}) == 1

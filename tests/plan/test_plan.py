@@ -8,27 +8,63 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract.cases import stable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.cases import stable
 from zeroskip.core.device import Device
 from zeroskip.core.errors import FileFormatError
 from zeroskip.plan.plan import Confirmation, Plan, Rejection, Step, weights_hash
 
 DEVICE = Device("cpu", "a machine (2 cores)", 2, 8, 16, 32768, 524288, 0.1, 17.0)
-STEP = Step(("conv1",), "3->8 3x3 @9x9 n1", 0.1, "escort", {"rows": 3, "flat": False}, "fastest", 100.0, 250.0,
-            rejected=(Rejection("dense", "slower", 250.0), Rejection("two_four", "not two of every four")))
-PLAN = Plan(DEVICE, "fp32", ((1, 3, 9, 9),), (STEP, Step(("a", "b"), "two layers", 1.0, "pair", {}, "why not")), "0" * 32,
-            {"torch": "2"}, Confirmation(1000.0, 2000.0, 3000.0, 9, False), 12.5, ("a note",))
+STEP = Step(
+    ("conv1",),
+    "3->8 3x3 @9x9 n1",
+    0.1,
+    "escort",
+    {"rows": 3, "flat": False},
+    "fastest",
+    100.0,
+    250.0,
+    rejected=(Rejection("dense", "slower", 250.0), Rejection("two_four", "not two of every four")),
+)
+PLAN = Plan(
+    DEVICE,
+    "fp32",
+    ((1, 3, 9, 9),),
+    (STEP, Step(("a", "b"), "two layers", 1.0, "pair", {}, "why not")),
+    "0" * 32,
+    {"torch": "2"},
+    Confirmation(1000.0, 2000.0, 3000.0, 9, False),
+    12.5,
+    ("a note",),
+)
 
 times = st.none() | st.floats(0, 1e9)
-steps = st.builds(Step, st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple), st.text(max_size=9), st.floats(0, 1),
-                  st.text(max_size=5), st.dictionaries(st.text(max_size=4), st.integers() | st.booleans(), max_size=3), st.text(max_size=9),
-                  times, times, rejected=st.lists(st.builds(Rejection, st.text(max_size=4), st.text(max_size=4), times), max_size=2).map(tuple))
-plans = st.builds(Plan, st.just(DEVICE), st.sampled_from(["fp32", "fp16/fp32"]), st.just(((1, 3, 9, 9), (2,))),
-                  st.lists(steps, max_size=3).map(tuple), st.text(max_size=5), st.dictionaries(st.text(max_size=4), st.text(max_size=4)),
-                  st.none() | st.just(PLAN.confirmation), st.floats(0, 1e5), st.lists(st.text(max_size=5), max_size=2).map(tuple))
+steps = st.builds(
+    Step,
+    st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
+    st.text(max_size=9),
+    st.floats(0, 1),
+    st.text(max_size=5),
+    st.dictionaries(st.text(max_size=4), st.integers() | st.booleans(), max_size=3),
+    st.text(max_size=9),
+    times,
+    times,
+    rejected=st.lists(st.builds(Rejection, st.text(max_size=4), st.text(max_size=4), times), max_size=2).map(tuple),
+)
+plans = st.builds(
+    Plan,
+    st.just(DEVICE),
+    st.sampled_from(["fp32", "fp16/fp32"]),
+    st.just(((1, 3, 9, 9), (2,))),
+    st.lists(steps, max_size=3).map(tuple),
+    st.text(max_size=5),
+    st.dictionaries(st.text(max_size=4), st.text(max_size=4)),
+    st.none() | st.just(PLAN.confirmation),
+    st.floats(0, 1e5),
+    st.lists(st.text(max_size=5), max_size=2).map(tuple),
+)
 
 
 @given(plan=plans)
@@ -49,8 +85,17 @@ def test_every_plan_is_printable(plan: Plan) -> None:
 def test_the_table_says_what_was_chosen_and_why_not_the_others() -> None:
     text = str(PLAN)
     row = next(line for line in text.splitlines() if line.startswith("conv1"))
-    for expected in ("3->8 3x3 @9x9 n1", "90%", "escort", "0.100", "0.250", "2.50x", "fastest", "dense 0.250 ms",
-                     "two_four: not two of every four"):
+    for expected in (
+        "3->8 3x3 @9x9 n1",
+        "90%",
+        "escort",
+        "0.100",
+        "0.250",
+        "2.50x",
+        "fastest",
+        "dense 0.250 ms",
+        "two_four: not two of every four",
+    ):
         assert expected in row
     assert "a..b" in text
     assert "3.00x over torch, of which zeros 2.00x" in text
@@ -81,8 +126,11 @@ def test_what_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
 def test_the_hash_sees_names_types_shapes_and_bits() -> None:
     base = {"a": torch.arange(6.0), "b": torch.zeros(())}
     different = [
-        {"a": torch.arange(6.0)}, {"a2": torch.arange(6.0), "b": torch.zeros(())}, {"a": torch.arange(6.0).double(), "b": torch.zeros(())},
-        {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(())}, {"a": torch.arange(6.0) + 1e-7, "b": torch.zeros(())},
+        {"a": torch.arange(6.0)},
+        {"a2": torch.arange(6.0), "b": torch.zeros(())},
+        {"a": torch.arange(6.0).double(), "b": torch.zeros(())},
+        {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(())},
+        {"a": torch.arange(6.0) + 1e-7, "b": torch.zeros(())},
         {"a": torch.arange(6.0).flip(0), "b": torch.zeros(())},
     ]
     hashes = [weights_hash(tensors) for tensors in (base, *different)]
@@ -92,7 +140,8 @@ def test_the_hash_sees_names_types_shapes_and_bits() -> None:
 def test_the_hash_does_not_see_memory_order_or_strides() -> None:
     weight = torch.randn(4, 3, 3, 3)
     assert weights_hash({"a": weight, "b": weight[0]}) == weights_hash(
-        {"b": weight[0].clone(), "a": weight.contiguous(memory_format=torch.channels_last)})
+        {"b": weight[0].clone(), "a": weight.contiguous(memory_format=torch.channels_last)}
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint8, torch.float64])

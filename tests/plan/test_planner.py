@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contract.cases import program_of, thin
-from plan.fakes import Fake, clock
 from torch import Tensor, nn
 
+from contract.cases import program_of, thin
+from plan.fakes import Fake, clock
 from zeroskip.core.device import cpu
 from zeroskip.core.errors import CompileError, Unsupported, ZeroskipError
 from zeroskip.methods import registry
@@ -22,7 +22,9 @@ DENSE = registry()["dense"]
 
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Sigmoid(), nn.Conv2d(4, 4, 3, padding=1), nn.Sigmoid(), nn.Conv2d(4, 6, 1))
+    return nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1), nn.Sigmoid(), nn.Conv2d(4, 4, 3, padding=1), nn.Sigmoid(), nn.Conv2d(4, 6, 1)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,9 @@ def plan_of(program: Program, method: Fake, /, **times_us: float) -> Plan:
     return best_plan(tune_program(program, {"dense": DENSE, "fake": method}, cpu(1), timer=clock(times_us)))
 
 
-@pytest.mark.parametrize(("times_us", "winner"), [({"dense": 10.0, "fake": 4.0}, "fake"), ({"dense": 3.0, "fake": 4.0}, "dense")])
+@pytest.mark.parametrize(
+    ("times_us", "winner"), [({"dense": 10.0, "fake": 4.0}, "fake"), ({"dense": 3.0, "fake": 4.0}, "dense")]
+)
 def test_the_faster_method_is_chosen(program: Program, times_us: dict[str, float], winner: str) -> None:
     plan = plan_of(program, Fake(), **times_us)
     assert [step.method for step in plan.steps] == [winner] * 3
@@ -66,7 +70,9 @@ def test_a_wrong_method_is_never_chosen_however_fast(program: Program) -> None:
     assert plan.steps[0].rejected[0].reason.startswith("WRONG")
 
 
-@pytest.mark.parametrize("error", [CompileError("no such instruction", "log"), Unsupported("not here"), RuntimeError("driver says no")])
+@pytest.mark.parametrize(
+    "error", [CompileError("no such instruction", "log"), Unsupported("not here"), RuntimeError("driver says no")]
+)
 def test_a_method_that_fails_to_build_is_a_rejection(program: Program, error: Exception) -> None:
     plan = plan_of(program, Fake(fails=error), dense=10.0, fake=0.1)
     assert {step.method for step in plan.steps} == {"dense"}

@@ -11,10 +11,10 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from contract.cases import OURS, Net, engine_with, thin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from contract.cases import OURS, Net, engine_with, thin
 from zeroskip.run.file import OPERATORS
 
 Document = dict[str, Any]
@@ -31,8 +31,14 @@ def everything() -> tuple[nn.Module, Tensor]:
         y = functional.adaptive_avg_pool2d(functional.hardswish(y), 3)
         return net.e(y.flatten(1)).softmax(-1)
 
-    model = Net(forward, a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 8, 1), c=nn.Conv2d(8, 8, 3, padding=1),
-                d=nn.Conv2d(16, 16, 3, padding=1, groups=2), e=nn.Linear(144, 5))
+    model = Net(
+        forward,
+        a=nn.Conv2d(3, 8, 3, padding=1),
+        b=nn.Conv2d(8, 8, 1),
+        c=nn.Conv2d(8, 8, 3, padding=1),
+        d=nn.Conv2d(16, 16, 3, padding=1, groups=2),
+        e=nn.Linear(144, 5),
+    )
     return thin(model, 0.3), torch.randn(2, 3, 13, 12, generator=torch.Generator().manual_seed(1))
 
 
@@ -53,8 +59,22 @@ def write(path: Path, document: Document, tensors: dict[str, Tensor]) -> None:
     safetensors.torch.save_file(tensors, path, metadata={"zeroskip": json.dumps(document)})
 
 
-NUMBERS = (0, 1, -1, 2, 3, 7, 64, 1000, 2**20, 2**31 - 1, 2**31, 2**63, -2**31, 1.5, -0.5, 1e30)
-THINGS = (None, True, False, "", "x", [], {}, [1, 1], [-1, -1], {"ref": "x"}, {"tuple": []}, {"float": "nan"}, {"dtype": "float16"})
+NUMBERS = (0, 1, -1, 2, 3, 7, 64, 1000, 2**20, 2**31 - 1, 2**31, 2**63, -(2**31), 1.5, -0.5, 1e30)
+THINGS = (
+    None,
+    True,
+    False,
+    "",
+    "x",
+    [],
+    {},
+    [1, 1],
+    [-1, -1],
+    {"ref": "x"},
+    {"tuple": []},
+    {"float": "nan"},
+    {"dtype": "float16"},
+)
 
 
 def places(nest: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -75,7 +95,9 @@ def at(document: Any, path: tuple[Any, ...]) -> Any:
 def edited(document: Document, chance: random.Random) -> tuple[Document, str]:
     """``document`` with one to three values changed, and what was done."""
     document, done = copy.deepcopy(document), []
-    words = sorted({value for path in places(document) if isinstance(value := at(document, path), str)}) + sorted(OPERATORS)
+    words = sorted({value for path in places(document) if isinstance(value := at(document, path), str)}) + sorted(
+        OPERATORS
+    )
     for _ in range(chance.choice([1, 1, 1, 2, 3])):
         paths = places(document)
         # Texts for people fill most of a plan; what matters is the graph, the configurations and the device.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract.cases import OURS, Net, engine_with, thin
 from torch import Tensor, nn
 
 import zeroskip
+from contract.cases import OURS, Net, engine_with, thin
 from zeroskip.core.errors import Unsupported
 from zeroskip.methods import registry
 from zeroskip.plan.plan import Plan
@@ -21,7 +21,10 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 def model(density: float = 0.1) -> nn.Module:
     torch.manual_seed(0)
-    return thin(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.Flatten(), nn.Linear(800, 4)), density)
+    return thin(
+        nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.Flatten(), nn.Linear(800, 4)),
+        density,
+    )
 
 
 X = torch.randn(1, 8, 10, 10, generator=torch.Generator().manual_seed(3))
@@ -73,9 +76,21 @@ def test_several_examples_make_several_plans() -> None:
 DTYPES = {
     "double": (lambda: thin(nn.Conv2d(8, 8, 3), 0.3).double(), X.double(), 1e-12),
     "bfloat16": (lambda: thin(nn.Conv2d(8, 8, 3), 0.3).bfloat16(), X.bfloat16(), 0.02),
-    "double inside": (lambda: thin(Net(lambda net, x: net.a(x.double()).float(), a=nn.Conv2d(8, 8, 3)), 0.3).double(), X, 1e-6),
-    "bfloat16 inside": (lambda: thin(Net(lambda net, x: net.a(x.bfloat16()).float(), a=nn.Conv2d(8, 8, 3)), 0.3).bfloat16(), X, 0.02),
-    "single inside": (lambda: thin(Net(lambda net, x: net.a(x.float()).double(), a=nn.Conv2d(8, 8, 3)), 0.3), X.double(), 1e-6),
+    "double inside": (
+        lambda: thin(Net(lambda net, x: net.a(x.double()).float(), a=nn.Conv2d(8, 8, 3)), 0.3).double(),
+        X,
+        1e-6,
+    ),
+    "bfloat16 inside": (
+        lambda: thin(Net(lambda net, x: net.a(x.bfloat16()).float(), a=nn.Conv2d(8, 8, 3)), 0.3).bfloat16(),
+        X,
+        0.02,
+    ),
+    "single inside": (
+        lambda: thin(Net(lambda net, x: net.a(x.float()).double(), a=nn.Conv2d(8, 8, 3)), 0.3),
+        X.double(),
+        1e-6,
+    ),
 }
 
 
@@ -125,9 +140,17 @@ def test_plans_and_examples_come_in_pairs() -> None:
         zeroskip.compile(net, X, plan=[plan, plan])
 
 
-@pytest.mark.parametrize("change", [
-    {"method": "sputnik"}, {"nodes": ("0", "2")}, {"nodes": ("1",)}, {"nodes": ("nowhere",)}, {"config": {}}, {"config": {"rows": 0}},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "sputnik"},
+        {"nodes": ("0", "2")},
+        {"nodes": ("1",)},
+        {"nodes": ("nowhere",)},
+        {"config": {}},
+        {"config": {"rows": 0}},
+    ],
+)
 def test_a_step_that_cannot_be_run_is_refused(change: dict[str, object]) -> None:
     net = model()
     plan = engine_with(net, X, *OURS).plan
@@ -136,14 +159,17 @@ def test_a_step_that_cannot_be_run_is_refused(change: dict[str, object]) -> None
 
 
 # -- bad input -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("example", "words"), [
-    ([], "empty list"),
-    ((), "tensor or a tuple of tensors"),
-    ("image", "tensor or a tuple of tensors, got str"),
-    ((X, 3), "tensor or a tuple of tensors"),
-    ([X, None], "tensor or a tuple of tensors"),
-    (X.to("meta"), "the example is on meta"),
-])
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        ([], "empty list"),
+        ((), "tensor or a tuple of tensors"),
+        ("image", "tensor or a tuple of tensors, got str"),
+        ((X, 3), "tensor or a tuple of tensors"),
+        ([X, None], "tensor or a tuple of tensors"),
+        (X.to("meta"), "the example is on meta"),
+    ],
+)
 def test_an_example_that_is_none_is_refused(example: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         zeroskip.compile(model(), example)  # type: ignore[arg-type]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import OURS, Net, engine_of, engine_with, plan_with, program_of, sparse_weight, thin, work
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from contract.cases import OURS, Net, engine_of, engine_with, plan_with, program_of, sparse_weight, thin, work
 from zeroskip.core.layer import ConvShape
 from zeroskip.methods import registry
 from zeroskip.model import zoo
@@ -30,8 +30,19 @@ def image(*shape: int, seed: int = 1) -> Tensor:
 
 def stack() -> nn.Module:
     torch.manual_seed(0)
-    return thin(nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(3, 2, 1), conv(), nn.Sigmoid(), conv(8, 12, 1), nn.Flatten(),
-                              nn.Linear(12 * 36, 5)), 0.2)
+    return thin(
+        nn.Sequential(
+            conv(),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+            conv(),
+            nn.Sigmoid(),
+            conv(8, 12, 1),
+            nn.Flatten(),
+            nn.Linear(12 * 36, 5),
+        ),
+        0.2,
+    )
 
 
 def expect(model: nn.Module, *inputs: Tensor) -> Any:
@@ -82,21 +93,36 @@ def test_what_the_caller_does_to_a_result_does_not_reach_the_engine() -> None:
     assert all(torch.equal(a, b) for a, b in zip(engine(x), want, strict=True))
 
 
+def test_a_parameter_among_the_outputs_is_a_copy() -> None:
+    model, x = thin(Net(lambda net, x: (net.a(x), net.a.bias), a=conv()), 0.3), image()
+    engine = engine_with(model, x, *OURS)
+    want = [tensor.detach().clone() for tensor in expect(model, x)]
+    for tensor in engine(x):
+        tensor.fill_(torch.nan)
+    assert distance(engine(x), tuple(want)) < 1e-5
+
+
 def test_the_input_is_not_changed() -> None:
-    model, x = thin(Net(lambda net, x: net.a(x).add_(x).relu_() + x.flatten(1).view_as(x).clone().relu_(), a=conv()), 0.3), image()
+    model, x = (
+        thin(Net(lambda net, x: net.a(x).add_(x).relu_() + x.flatten(1).view_as(x).clone().relu_(), a=conv()), 0.3),
+        image(),
+    )
     before = x.clone()
     engine = engine_with(model, image(seed=2), *OURS)
     assert distance(engine(x), expect(model, before)) < 1e-5
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("twist", [
-    lambda x: x.contiguous(memory_format=torch.channels_last),
-    lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    lambda x: torch.cat([x, x], 1)[:, :8],
-    lambda x: torch.stack([x, x], -1)[..., 0],
-    lambda x: x.requires_grad_(),
-])
+@pytest.mark.parametrize(
+    "twist",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.cat([x, x], 1)[:, :8],
+        lambda x: torch.stack([x, x], -1)[..., 0],
+        lambda x: x.requires_grad_(),
+    ],
+)
 def test_inputs_of_any_strides_give_the_same(twist: Any) -> None:
     model, x = stack(), image()
     for prefer in ((), OURS):
@@ -110,7 +136,9 @@ def test_linear_layers_take_inputs_of_any_strides(kind: str) -> None:
         "slice": lambda net, x: net.a(x[:, :3]),
         "transpose": lambda net, x: net.a(x.transpose(1, 2)),
         "permuted image": lambda net, x: net.b(x.permute(0, 2, 3, 1)),
-        "slice of a concatenation": lambda net, x: (lambda y, z: (net.a(y), torch.cat([y, z], 1).sin()))(net.c(x), net.d(x)),
+        "slice of a concatenation": lambda net, x: (lambda y, z: (net.a(y), torch.cat([y, z], 1).sin()))(
+            net.c(x), net.d(x)
+        ),
         "residual slice": lambda net, x: net.a(x[:, :3]) + x[:, 3:6],
     }
     model = thin(Net(functions[kind], a=nn.Linear(11, 11), b=nn.Linear(8, 5), c=conv(), d=conv()), 0.3)
@@ -134,7 +162,10 @@ def test_concatenations_are_free_and_right(batch: int, pick: int) -> None:
 def test_layouts_may_change_from_layer_to_layer() -> None:
     """Every layer by another candidate: halos, channels_last and gapless planes meet."""
     torch.manual_seed(0)
-    model = thin(nn.Sequential(conv(), nn.ReLU(), conv(8, 8, 1), conv(), conv(8, 8, 5), nn.MaxPool2d(2), conv(), conv(8, 8, 1)), 0.3)
+    model = thin(
+        nn.Sequential(conv(), nn.ReLU(), conv(8, 8, 1), conv(), conv(8, 8, 5), nn.MaxPool2d(2), conv(), conv(8, 8, 1)),
+        0.3,
+    )
     x = image()
     program = program_of(model, x)
     dense, ours = (plan_with(program, *prefer, pick=pick).steps for prefer, pick in (((), 0), (OURS, 0)))
@@ -173,18 +204,21 @@ def test_an_error_in_a_call_leaves_the_engine_usable() -> None:
 
 
 # -- wrong inputs ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("inputs", "words"), [
-    ((image(1, 8, 12, 11),), r"compiled for inputs of shape 2x8x12x11, got 1x8x12x11.*\[example1, example2\]"),
-    ((image(2, 8, 11, 12),), "got 2x8x11x12"),
-    ((image(2, 8, 12),), "got 2x8x12"),
-    ((), "got none"),
-    ((image(), image()), "got 2x8x12x11, 2x8x12x11"),
-    ((image().double(),), "takes torch.float32 on the cpu, got torch.float64"),
-    ((image().int(),), "got torch.int32"),
-    ((image().to("meta"),), "on meta"),
-    (([1, 2],), "must be tensors, got"),
-    ((None,), "must be tensors, got"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ((image(1, 8, 12, 11),), r"compiled for inputs of shape 2x8x12x11, got 1x8x12x11.*\[example1, example2\]"),
+        ((image(2, 8, 11, 12),), "got 2x8x11x12"),
+        ((image(2, 8, 12),), "got 2x8x12"),
+        ((), "got none"),
+        ((image(), image()), "got 2x8x12x11, 2x8x12x11"),
+        ((image().double(),), "takes torch.float32 on the cpu, got torch.float64"),
+        ((image().int(),), "got torch.int32"),
+        ((image().to("meta"),), "on meta"),
+        (([1, 2],), "must be tensors, got"),
+        ((None,), "must be tensors, got"),
+    ],
+)
 def test_wrong_inputs_are_told_apart(inputs: tuple[Any, ...], words: str) -> None:
     engine = engine_with(stack(), image())
     with pytest.raises(ValueError, match=words):

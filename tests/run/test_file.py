@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from contract.cases import OURS, Net, engine_of, engine_with, plan_with, program_of, thin
-from run.files import everything, read, save_example, write
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import zeroskip
+from contract.cases import OURS, Net, engine_of, engine_with, plan_with, program_of, thin
+from run.files import everything, read, save_example, write
 from zeroskip.core.errors import FileFormatError, SaveError
 from zeroskip.methods import registry
 from zeroskip.run.compile import distance
@@ -111,15 +112,24 @@ print([name for name in ("torch._dynamo.symbolic_convert", "contract.cases") if 
 
 def test_another_process_loads_without_the_model_and_without_dynamo(tmp_path: Path) -> None:
     """The plan has only our methods, so the bits are the same in every process."""
-    model = thin(Net(lambda net, x: net.b(net.a(x).relu()).sigmoid(), a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 8, 1)), 0.3)
+    model = thin(
+        Net(lambda net, x: net.b(net.a(x).relu()).sigmoid(), a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 8, 1)), 0.3
+    )
     engine = engine_with(model, image(), *OURS)
     engine.save(tmp_path / "model.zsk")
     torch.save(image(), tmp_path / "x.pt")
     torch.save(engine(image()), tmp_path / "y.pt")
     paths = [str(tmp_path / name) for name in ("model.zsk", "x.pt", "y.pt")]
     source = Path(zeroskip.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", LOAD, *paths], capture_output=True, text=True, check=False, timeout=120,
-                          cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(source)})
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *paths],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(source)},
+    )
     assert done.stdout.split("\n")[:2] == ["True", "[]"], done.stderr
 
 
@@ -163,11 +173,13 @@ def test_a_foreign_safetensors_file_is_told_apart(tmp_path: Path) -> None:
 def test_a_newer_format_says_what_to_do(tmp_path: Path, example: Path) -> None:
     document, tensors = read(example)
     write(tmp_path / "model.zsk", {**document, "format": 2}, tensors)
-    with pytest.raises(FileFormatError, match="has format 2.*update zeroskip"):
+    with pytest.raises(FileFormatError, match=r"has format 2.*update zeroskip"):
         zeroskip.load(tmp_path / "model.zsk")
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "3", '{"format": 1}', '{"format": 1, "variants": []}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "3", '{"format": 1}', '{"format": 1, "variants": []}', "[" * 100_000]
+)
 def test_other_metadata_is_refused(tmp_path: Path, example: Path, text: str) -> None:
     safetensors.torch.save_file(read(example)[1], tmp_path / "model.zsk", metadata={"zeroskip": text})
     with pytest.raises(FileFormatError):
@@ -185,7 +197,9 @@ def test_a_forbidden_operator_in_a_file_is_named(tmp_path: Path, example: Path) 
 
 def test_a_huge_tensor_that_is_not_there_costs_no_memory(tmp_path: Path, example: Path) -> None:
     document, tensors = read(example)
-    text = json.dumps(document).replace('"a.weight": {"shape": [8, 3, 3, 3]', f'"a.weight": {{"shape": [{2**40}, 3, 3, 3]')
+    text = json.dumps(document).replace(
+        '"a.weight": {"shape": [8, 3, 3, 3]', f'"a.weight": {{"shape": [{2**40}, 3, 3, 3]'
+    )
     assert str(2**40) in text
     safetensors.torch.save_file(tensors, tmp_path / "model.zsk", metadata={"zeroskip": text})
     with pytest.raises(FileFormatError):
@@ -204,24 +218,59 @@ def edit_plan(path: Path, source: Path, **change: object) -> None:
     write(path, document, tensors)
 
 
-@pytest.mark.parametrize("change", [
-    {"config_images": 3}, {"config_images": 30, "config_rows": 1, "config_cols": 8, "config_chains": 1},
-    {"config_block_channels": 2**22}, {"config_block_channels": 2**40}, {"config_chunks": 10**7}, {"config_rows": 0}, {"config_lanes": 3},
-    {"config_flat": True}, {"device_threads": 0}, {"device_threads": -1}, {"device_threads": 10**6}, {"device_threads": 10**4},
-    {"device_kind": "cuda"}, {"step_nodes": ["nowhere"]}, {"step_nodes": []}, {"step_nodes": ["max_pool2d"]}, {"step_nodes": ["a", "b"]},
-    {"step_method": "dense"}, {"step_method": "nothing"},
-], ids=str)
-def test_a_plan_that_cannot_be_is_refused_before_any_kernel_runs(tmp_path: Path, example: Path, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config_images": 3},
+        {"config_images": 30, "config_rows": 1, "config_cols": 8, "config_chains": 1},
+        {"config_block_channels": 2**22},
+        {"config_block_channels": 2**40},
+        {"config_chunks": 10**7},
+        {"config_rows": 0},
+        {"config_lanes": 3},
+        {"config_flat": True},
+        {"device_kind": "cuda"},
+        {"device_threads": 0},
+        {"device_threads": -1},
+        {"device_threads": 10**6},
+        {"device_threads": 10**4},
+        {"step_nodes": ["nowhere"]},
+        {"step_nodes": []},
+        {"step_nodes": ["max_pool2d"]},
+        {"step_nodes": ["a", "b"]},
+        {"step_method": "dense"},
+        {"step_method": "nothing"},
+    ],
+    ids=str,
+)
+def test_a_plan_that_cannot_be_is_refused_before_any_kernel_runs(
+    tmp_path: Path, example: Path, change: dict[str, object]
+) -> None:
     edit_plan(tmp_path / "model.zsk", example, **change)
     with pytest.raises(FileFormatError):
         zeroskip.load(tmp_path / "model.zsk")
 
 
-@pytest.mark.parametrize("pool", [([-1, -1], [2, 2], [-1, -1]), ([3, 3], [0, 0], [1, 1]), ([0, 0], [2, 2], [0, 0]), ([7, 7], [2, 2], [5, 5])])
+@pytest.mark.parametrize(
+    "pool", [([-1, -1], [2, 2], [-1, -1]), ([3, 3], [0, 0], [1, 1]), ([0, 0], [2, 2], [0, 0]), ([7, 7], [2, 2], [5, 5])]
+)
 def test_an_impossible_pooling_is_refused(tmp_path: Path, example: Path, pool: tuple[list[int], ...]) -> None:
     document, tensors = read(example)
     node = next(node for node in document["variants"][0]["graph"]["nodes"] if "max_pool" in node["op"])
     node["args"]["tuple"][1:] = list(pool)
+    write(tmp_path / "model.zsk", document, tensors)
+    with pytest.raises(FileFormatError):
+        zeroskip.load(tmp_path / "model.zsk")
+
+
+@pytest.mark.parametrize(("more", "named"), [([1], {}), ([], {"dict": {"a": None}})])
+def test_an_operator_with_arguments_that_it_does_not_take_is_refused(
+    tmp_path: Path, example: Path, more: list[object], named: dict[str, object]
+) -> None:
+    document, tensors = read(example)
+    node = next(node for node in document["variants"][0]["graph"]["nodes"] if "adaptive_avg_pool" in node["op"])
+    node["args"]["tuple"] += more
+    node["kwargs"] = named or node["kwargs"]
     write(tmp_path / "model.zsk", document, tensors)
     with pytest.raises(FileFormatError):
         zeroskip.load(tmp_path / "model.zsk")

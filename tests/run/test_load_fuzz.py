@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from run.files import edited, read, retensored, save_example, write
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import zeroskip
+from run.files import edited, read, retensored, save_example, write
 from zeroskip.core.errors import FileFormatError
 
-EDITS, BYTES, TENSORS = 200, 100, 40
+EDITS, BYTES, TENSORS = 600, 100, 40
 BATCHES = 8
 
 
@@ -34,7 +34,9 @@ def survives(path: Path, what: str) -> None:
     except Exception as error:  # noqa: BLE001 -- the message must say what was done to the file
         pytest.fail(f"{type(error).__name__}: {error} after {what}")
     graph = engine.variants[0].program.graph
-    inputs = [torch.ones(graph.values[name].shape, dtype=getattr(torch, graph.values[name].dtype)) for name in graph.inputs]
+    inputs = [
+        torch.ones(graph.values[name].shape, dtype=getattr(torch, graph.values[name].dtype)) for name in graph.inputs
+    ]
     try:
         results = engine(*inputs)
     except Exception as error:  # noqa: BLE001

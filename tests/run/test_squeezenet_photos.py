@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contract.cases import OURS
 from torch import Tensor, nn
 
 import zeroskip
+from contract.cases import OURS
 from zeroskip.core.env import data_folder
 from zeroskip.model import zoo
 
@@ -29,7 +29,9 @@ def folder() -> Path:
 def photographs() -> list[Tensor]:
     images = pytest.importorskip("PIL.Image", reason="pillow decodes the photographs; pip install zeroskip[demo]")
     found = []
-    for path in sorted(path for path in (folder() / "photos224").iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")):
+    for path in sorted(
+        path for path in (folder() / "photos224").iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+    ):
         with images.open(path) as image:
             rgb = np.asarray(image.convert("RGB"), np.float32)
         found.append(torch.from_numpy(rgb[..., ::-1] - np.float32(MEAN_BGR)).permute(2, 0, 1).contiguous()[None])

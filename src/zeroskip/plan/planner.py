@@ -63,6 +63,10 @@ def tune_program(
         claims, reasons = _claims(graph, layers, name, methods)
         found: list[Option] = []
         for segment, able in claims.items():
+            if len(segment.layers) > 1:
+                # Cover, plan and engine carry such segments; the oracle that tuning checks against knows one layer.
+                reasons += [Rejection(other, "segments of several layers are not tuned yet") for other in able]
+                continue
             key = (tuple(layer.key for layer in segment.layers), tuple(sorted(able)))
             if key not in known:
                 known[key] = tune(segment, able, layer_parameters(graph, segment, program.tensors), device, timer)
