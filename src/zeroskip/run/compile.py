@@ -26,7 +26,7 @@ from zeroskip.run.engine import Engine, Variant, executor
 from zeroskip.run.refine import refine
 
 CONFIRM_SECONDS = 3.0
-FEWEST_ROUNDS, MOST_ROUNDS = 7, 31
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 31
 SAME = 1e-4
 """Largest distance of the engine's outputs from torch's, over the largest output, before a warning."""
 

@@ -13,7 +13,7 @@ from zeroskip.core.graph import CONV, LINEAR, Graph, Node, Ref, Value, refs
 from zeroskip.core.layer import MAX_ELEMENTS
 from zeroskip.model.program import Program
 from zeroskip.run.pooling import max_pool_of
-from zeroskip.run.storage import operator
+from zeroskip.run.storage import VIEWS, operator
 
 
 def check_shapes(program: Program) -> None:
@@ -51,7 +51,10 @@ def _result(graph: Graph, node: Node, known: dict[str, Any]) -> Any:
         return _layer(graph, node, known)
     if node.op == "getitem":
         return known[node.args[0].ref][node.args[1]]
-    # torch's own rules for these two import sympy, which takes longer than all the rest of loading a file.
+    # torch's own rules for these three import sympy or dynamo, which takes longer than all the rest of loading a file.
+    if node.op in VIEWS:
+        x = known[node.args[0].ref]
+        return _meta(x.shape, x.dtype).view(node.args[1])
     if (pool := max_pool_of(graph, node)) is not None:
         x = known[node.args[0].ref]
         return _meta((*x.shape[:2], pool.p, pool.q), x.dtype)
