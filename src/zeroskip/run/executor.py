@@ -47,6 +47,7 @@ class Executor:
         ]
         self._releases = self._last_uses(order)
         self._parameters = [(self._slot[name], program.tensors[name]) for name in graph.parameters]
+        self._own = {tensor.untyped_storage().data_ptr() for _, tensor in self._parameters}
         self._workspace_bytes = max((bound.run.workspace_bytes for bound in bounds), default=0)
         self._input_slots = [self._slot[name] for name in graph.inputs]
         self._pool: list[tuple[BufferSet, Slots]] = []
@@ -250,8 +251,8 @@ class Executor:
     def _collect(self, nest: Any, slots: Slots, memory: BufferSet) -> Any:
         if isinstance(nest, Ref):
             tensor: Tensor = slots[self._slot[nest.ref]]
-            ours = nest.ref in self._graph.parameters or tensor.untyped_storage().data_ptr() in memory.storages
-            return tensor.clone() if ours else tensor
+            storage = tensor.untyped_storage().data_ptr()
+            return tensor.clone() if storage in memory.storages or storage in self._own else tensor
         if isinstance(nest, (list, tuple)):
             return type(nest)(self._collect(item, slots, memory) for item in nest)
         if isinstance(nest, dict):

@@ -51,7 +51,13 @@ def _result(graph: Graph, node: Node, known: dict[str, Any]) -> Any:
         return _layer(graph, node, known)
     if node.op == "getitem":
         return known[node.args[0].ref][node.args[1]]
-    # torch's own rules for these three import sympy or dynamo, which takes longer than all the rest of loading a file.
+    # torch's own rules for what follows import sympy or dynamo, which takes longer than all the rest of loading a file.
+    if node.op == "aten.cat.default" and (joined := _cat(node, known)) is not None:
+        return joined
+    if node.op in ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor") and not node.kwargs:
+        found = [known[part.ref] for part in node.args if isinstance(part, Ref)]
+        if len(found) == 2 and found[0].shape == found[1].shape and found[0].dtype == found[1].dtype:
+            return _meta(found[0].shape, found[0].dtype)
     if node.op in VIEWS:
         x = known[node.args[0].ref]
         return _meta(x.shape, x.dtype).view(node.args[1])
@@ -64,6 +70,17 @@ def _result(graph: Graph, node: Node, known: dict[str, Any]) -> Any:
             raise FileFormatError(f"{node.name} pools {tuple(x.shape)} to {size}")
         return _meta((*x.shape[:-2], *size), x.dtype)
     return operator(node.op)(*_filled(node.args, known), **_filled(node.kwargs, known))
+
+
+def _cat(node: Node, known: dict[str, Any]) -> Tensor | None:
+    """Channels of images joined; other concatenations are left to torch."""
+    parts = [known[part.ref] for part in node.args[0]]
+    if node.args[1:] != (1,) or node.kwargs or any(part.dim() != 4 or part.dtype != parts[0].dtype for part in parts):
+        return None
+    if len({(part.shape[0], *part.shape[2:]) for part in parts}) != 1:
+        raise FileFormatError(f"{node.name} joins images of different sizes")
+    n, _, h, w = parts[0].shape
+    return _meta((n, sum(part.shape[1] for part in parts), h, w), parts[0].dtype)
 
 
 def _layer(graph: Graph, node: Node, known: dict[str, Any]) -> Tensor:
