@@ -4,7 +4,8 @@ torch computes max pooling of contiguous (not channels_last) images one element 
 that took longer than the convolutions themselves (docs/ARCHITECTURE.md has the figures).  For each output row: the
 maximum over the window's rows into a line buffer with a border of -inf, then over its columns.
 
-Values equal torch's, NaN included (only a zero's sign may differ, where zeros of both signs meet); layouts other than NCHW and other dtypes go to torch.
+Values equal torch's, NaN included; only a zero's sign may differ, where zeros of both signs meet.  Layouts other than
+NCHW and other dtypes go to torch.
 """
 
 from __future__ import annotations
