@@ -101,6 +101,11 @@ class Emitter:
     def store(self, value: str, pointer: str, offset: str | int, lanes: int, align: int = FLOAT_BYTES) -> None:
         self.line(f"store {vector(lanes)} {value}, ptr {self.at(pointer, offset)}, align {align}")
 
+    def prefetch(self, pointer: str, offset: str | int, write: bool = False) -> None:
+        """Ask for the cache line at ``pointer + offset``, into L2; never faults."""
+        self._declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.line(f"call void @llvm.prefetch.p0(ptr {self.at(pointer, offset)}, i32 {int(write)}, i32 2, i32 1)")
+
     def fetch_add(self, pointer: str, offset: int) -> str:
         """Atomically take the next ticket from a 64-bit counter."""
         return self.let(f"atomicrmw add ptr {self.at(pointer, offset)}, i64 1 monotonic")

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from zeroskip.core.record import Times
 
-LONG_ENOUGH_S = 200e-6
+LONG_ENOUGH_S = 1e-3
 """A sample repeats its call until it lasts this long."""
+SHORT_S = 5e-3
+"""A call shorter than this is run once untimed before each sample: every variant then finds its own data in cache."""
 BUSY_SHARE = 0.9
 """Below this share of the wall clock on the CPU, something else had it."""
 
@@ -34,13 +36,17 @@ def measure(variants: Mapping[str, Callable[[], object]], rounds: int, threads: 
     wall clock.
     """
     clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
-    repeats = {name: _repeats(call) for name, call in variants.items()}
+    seconds = {name: _seconds(call) for name, call in variants.items()}
+    repeats = {name: max(1, int(LONG_ENOUGH_S / one)) for name, one in seconds.items()}
+    short = {name: one < SHORT_S for name, one in seconds.items()}
     samples: dict[str, list[float]] = {name: [] for name in variants}
     loaded = _load() > (os.cpu_count() or 1) + 0.5
     wall, busy = time.perf_counter(), time.process_time()
     for _ in range(rounds):
         for name, call in variants.items():
             times = range(repeats[name])
+            if short[name]:
+                call()
             start = clock()
             for _ in times:
                 call()
@@ -63,11 +69,12 @@ def once(call: Callable[[], object], threads: int) -> float:
     return best
 
 
-def _repeats(call: Callable[[], object]) -> int:
+def _seconds(call: Callable[[], object]) -> float:
+    """Of the second call, the first being a warm-up."""
     call()
     start = time.perf_counter()
     call()
-    return max(1, int(LONG_ENOUGH_S / max(time.perf_counter() - start, 1e-7)))
+    return max(time.perf_counter() - start, 1e-7)
 
 
 def _load() -> float:

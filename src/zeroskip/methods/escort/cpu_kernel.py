@@ -20,7 +20,7 @@ import functools
 from contextlib import ExitStack
 
 from zeroskip.cpu.emit import Emitter, vector
-from zeroskip.methods.escort.cpu_geometry import FLOAT, Geometry, Piece, powers_of_two
+from zeroskip.methods.escort.cpu_geometry import CACHE_LINE, FLOAT, Geometry, Piece, powers_of_two
 from zeroskip.pack.stretched import BLOCK_FIELDS, FIRST, FIRST_AND_LAST, LAST, MIDDLE
 
 SYMBOL = "escort"
@@ -163,6 +163,7 @@ class _Kernel:
                             start = geometry.copy_floats(phase_index, kernel_col) + image * geometry.image_floats
                             to = emit.at(target, emit.add(emit.mul(row, config.cols * FLOAT), start * FLOAT))
                             self._copy_row(x, kernel_col * problem.dilation[1], to)
+                        self._ask_ahead(x, problem.stride[1], write=False)
 
     def _copy_row(self, source: str, shift: int, target: str) -> None:
         """Every ``stride``-th pixel from ``source`` on, ``cols`` of them, side by side; none beyond the image."""
@@ -173,6 +174,17 @@ class _Kernel:
                 value = self._pixels(source, shift + col * stride, width)
                 self.emit.store(value, target, col * FLOAT, width)
                 col += width
+
+    def _ask_ahead(self, row: str, stride: int, write: bool) -> None:
+        """Prefetch the part of a row that the tile to the right will use.
+
+        Rows of a tile are short and far apart, which hardware prefetchers do not follow.
+        """
+        if self.problem.strided:
+            return
+        width = self.config.cols * stride * FLOAT
+        for line in range(width, 2 * width, CACHE_LINE):
+            self.emit.prefetch(row, line, write)
 
     def _pixels(self, source: str, at: int, width: int) -> str:
         emit, stride = self.emit, self.problem.stride[1]
@@ -256,6 +268,8 @@ class _Kernel:
         emit, residual = self.emit, self.geometry.residual
         y = emit.at(self.y_tile, emit.mul(k, self.arg["y_plane"]))
         r = "" if residual == "none" else emit.at(self.r_tile, emit.mul(k, self.arg["r_plane"]))
+        for row in range(min(self.config.rows, self.problem.p)):
+            self._ask_ahead(emit.at(y, emit.mul(self.arg["y_row"], row)), 1, write=True)
         for index, sums in enumerate(self.sums_of[0]):
             image, within = divmod(index, self.config.image_vectors)
             value = emit.get(sums, vector(self.lanes))
