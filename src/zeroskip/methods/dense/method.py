@@ -15,7 +15,6 @@ from zeroskip.core.graph import Segment
 from zeroskip.core.layer import Layer
 from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
-from zeroskip.core.oracle import epilogue
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,9 @@ class Dense(LayerMethod[DenseConfig, DensePacked]):
         return ConvRun(segment.layer, packed)
 
 
-class _DenseRun:
+class ConvRun:
+    """The ordinary operators; kinds differ in ``compute``."""
+
     workspace_bytes = 0
     allocates = True
 
@@ -81,11 +82,22 @@ class _DenseRun:
         self.shape, self.epilogue = layer.shape, layer.epilogue
         self.weight, self.bias = packed.weight, packed.bias
 
-    def conv(self, x: Tensor) -> Tensor:
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        workspace: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> Sequence[Tensor]:
+        return (self.compute(inputs[0], residual),)
+
+    def compute(self, x: Tensor, residual: Tensor | None) -> Tensor:
         shape = self.shape
-        return functional.conv2d(x, self.weight, self.bias, shape.stride, shape.padding, shape.dilation, shape.groups)
+        y = functional.conv2d(x, self.weight, self.bias, shape.stride, shape.padding, shape.dilation, shape.groups)
+        return self.finish(y, residual)
 
     def finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        """Epilogue, in place: ``y`` is ours."""
         activation, place = self.epilogue.activation, self.epilogue.residual
         if place == "before" and residual is not None:
             y += residual
@@ -96,36 +108,12 @@ class _DenseRun:
         return y.add_(residual) if place == "after" and residual is not None else y
 
 
-class ConvRun(_DenseRun):
-    def __call__(
-        self,
-        inputs: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-        workspace: Tensor | None,
-        residual: Tensor | None = None,
-    ) -> Sequence[Tensor]:
-        return (self.finish(self.conv(inputs[0]), residual),)
+class LinearRun(ConvRun):
+    def compute(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return self.finish(functional.linear(x, self.weight, self.bias), residual)
 
 
-class LinearRun(_DenseRun):
-    def __call__(
-        self,
-        inputs: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-        workspace: Tensor | None,
-        residual: Tensor | None = None,
-    ) -> Sequence[Tensor]:
-        return (
-            epilogue(
-                functional.linear(inputs[0], self.weight, self.bias),
-                self.epilogue.activation,
-                self.epilogue.residual,
-                residual,
-            ),
-        )
-
-
-class OnednnRun(_DenseRun):
+class OnednnRun(ConvRun):
     """Weights in oneDNN's own order, a residual sum fused.
 
     The activation is not: oneDNN's ReLU turns NaN into 0, torch's does not.  The operators are torch's own but not
@@ -140,18 +128,12 @@ class OnednnRun(_DenseRun):
             packed.weight.to_mkldnn(), *self.geometry, shape.input_shape
         )
 
-    def __call__(
-        self,
-        inputs: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-        workspace: Tensor | None,
-        residual: Tensor | None = None,
-    ) -> Sequence[Tensor]:
+    def compute(self, x: Tensor, residual: Tensor | None) -> Tensor:
         operator, weights = torch.ops.mkldnn._convolution_pointwise, (self.reordered, self.bias)
         if residual is not None and self.epilogue.residual == "before":
-            y = operator.binary(inputs[0], residual, *weights, *self.geometry, "add", 1.0, None, [], None)
-            return (self.finish(y, None),)
-        return (self.finish(operator(inputs[0], *weights, *self.geometry, "none", [], ""), residual),)
+            y = operator.binary(x, residual, *weights, *self.geometry, "add", 1.0, None, [], None)
+            return self.finish(y, None)
+        return self.finish(operator(x, *weights, *self.geometry, "none", [], ""), residual)
 
 
 METHOD = Dense()
