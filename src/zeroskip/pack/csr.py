@@ -26,8 +26,9 @@ class Csr:
         flat = weight.detach().reshape(weight.shape[0], -1)
         where = flat.reshape(-1).nonzero(as_tuple=True)[0]
         offsets = torch.zeros(flat.shape[0] + 1, dtype=torch.int64, device=weight.device)
-        offsets[1:] = flat.count_nonzero(1).cumsum(0)
-        return Csr(tuple(weight.shape), offsets, where % max(flat.shape[1], 1), flat.reshape(-1)[where])
+        columns = max(flat.shape[1], 1)
+        offsets[1:] = torch.bincount(where // columns, minlength=flat.shape[0]).cumsum(0)
+        return Csr(tuple(weight.shape), offsets, where % columns, flat.reshape(-1)[where])
 
     @property
     def row_indices(self) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,17 +106,20 @@ def executor(variant: Variant, methods: Mapping[str, AnyMethod], known: dict[str
     program, plan = variant.program, variant.plan
     layers = program.layers()
     known = {} if known is None else known
-    bounds = []
-    for step in plan.steps:
-        key = f"{step.nodes} {step.method} {step.config}"
-        if key not in known:
-            method = methods[step.method]
-            segment = _segment(program, layers, step, method)
-            candidate = method.candidate(segment, from_json(method.config_type, step.config))
-            parameters = layer_parameters(program.graph, segment, program.tensors)
-            known[key] = bind(method, segment, parameters, candidate, plan.device)
-        bounds.append(known[key])
-    return Executor(program, bounds, plan.device.threads)
+    keys = [f"{step.nodes} {step.method} {step.config}" for step in plan.steps]
+
+    def bound(step: Step) -> Bound:
+        method = methods[step.method]
+        segment = _segment(program, layers, step, method)
+        candidate = method.candidate(segment, from_json(method.config_type, step.config))
+        parameters = layer_parameters(program.graph, segment, program.tensors)
+        return bind(method, segment, parameters, candidate, plan.device)
+
+    missing = {key: step for key, step in zip(keys, plan.steps, strict=True) if key not in known}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Packing is NumPy's work mostly, which lets other threads run.
+        known.update(zip(missing, pool.map(bound, missing.values()), strict=True))
+    return Executor(program, [known[key] for key in keys], plan.device.threads)
 
 
 def _segment(program: Program, layers: Mapping[str, Layer], step: Step, method: AnyMethod) -> Segment:
