@@ -12,6 +12,7 @@ from zeroskip.report.tables import BASELINES, Comparison, compare
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.jsonl"
 README = ROOT / "README.md"
+NAMES = {"onnxruntime": "ONNX Runtime", "dense": "oneDNN", "torch_channels_last": "torch, channels_last"}
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 
 
@@ -21,20 +22,23 @@ def newest(file: RecordFile) -> tuple[Record, ...]:
     return tuple(found.values())
 
 
+def ms(record: Record) -> str:
+    assert record.times is not None
+    value = record.times.median_us / 1e3
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
 def row(found: Comparison) -> str:
-    ours = next((record for record in found.records if record.method in ("zeroskip", "escort")), None)
-    rivals = [record for record in found.records if record.method in BASELINES and record.times is not None]
+    ours = next((record for record in found.records.values() if record.method in ("zeroskip", "escort")), None)
+    rivals = [record for record in found.records.values() if record.method in BASELINES and record.times is not None]
     if ours is None or ours.times is None:
         return ""
     if not rivals:
-        return f"| {found.case['name']} | {ours.times.median_us / 1e3:.3g} ms | | |"
+        return f"| {found.case['name']} | {ms(ours)} | | |"
     best = min(rivals, key=lambda record: record.times.median_us if record.times else float("inf"))
     assert best.times is not None
     ratio = "busy machine" if ours.contended else f"**{best.times.median_us / ours.times.median_us:.2f}x**"
-    return (
-        f"| {found.case['name']} | {ours.times.median_us / 1e3:.3g} ms | "
-        f"{best.times.median_us / 1e3:.3g} ms ({best.method.replace('_', ' ')}) | {ratio} |"
-    )
+    return f"| {found.case['name']} | {ms(ours)} | {ms(best)} ({NAMES.get(best.method, best.method)}) | {ratio} |"
 
 
 def main() -> None:
