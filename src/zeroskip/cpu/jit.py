@@ -79,8 +79,9 @@ class Loaded:
     engine: Any
 
 
+@functools.lru_cache(1024)
 def load(object_code: bytes, symbol: str) -> Loaded:
-    """Link ``object_code`` into this process and find ``symbol``."""
+    """Link ``object_code`` into this process and find ``symbol``; layers of one shape share their code."""
     machine = _machine()
     module = llvm.parse_assembly("")
     module.triple = machine.triple
