@@ -108,6 +108,7 @@ def test_prune_writes_the_weights_it_reports(tmp_path: Path, tiny: None) -> None
 
 
 def test_prune_compile_run_in_a_row(tmp_path: Path, tiny: None) -> None:
+    pytest.importorskip("plotly")
     weights, engine, plan, page = (tmp_path / name for name in ("w.safetensors", "m.zsk", "plan.json", "page.html"))
     call("prune", "tiny", "--out", weights)
     call(
@@ -153,6 +154,7 @@ def read_array(path: Path) -> torch.Tensor:
 
 
 def test_report_makes_a_page_of_results(tmp_path: Path, results: Path) -> None:
+    pytest.importorskip("plotly")
     assert str(tmp_path / "p.html") in call("report", results, "--out", tmp_path / "p.html")[0]
     assert "4.00× escort" in (tmp_path / "p.html").read_text()
 

@@ -173,6 +173,9 @@ def test_an_offset_shifted_by_one_element_is_caught(name: str, by: int, shape: C
     weight: Stretched = getattr(packed, field)
     entries = weight.entries.clone()
     entry = seed % len(entries)
+    if candidate.config.cols % candidate.config.lanes == 0:
+        # Such loads are aligned: code for wide vectors faults on an offset inside one.
+        by *= candidate.config.lanes
     if entries[entry, 1] + by < 0:
         by = -by
     entries[entry, 1] += by
