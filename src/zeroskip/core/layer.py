@@ -91,10 +91,6 @@ class ConvShape:
     def weight_shape(self) -> tuple[int, int, int, int]:
         return self.k, self.c // self.groups, self.r, self.s
 
-    @property
-    def depthwise(self) -> bool:
-        return self.groups == self.c and self.groups > 1
-
     def __str__(self) -> str:
         text = f"{self.c}->{self.k} {self.r}x{self.s}"
         if self.stride != (1, 1):

@@ -41,9 +41,7 @@ class Executor:
             self._slot[name] = len(self._slot)
         self._workspace_slot = self._number("workspace")
         self._calls = [
-            (self._call(names, position), names[-1])
-            for position, names in enumerate(order)
-            if names[-1] not in self._storage.joined
+            self._call(names, position) for position, names in enumerate(order) if names[-1] not in self._storage.joined
         ]
         self._releases = self._last_uses(order)
         self._parameters = [(self._slot[name], program.tensors[name]) for name in graph.parameters]
@@ -63,26 +61,13 @@ class Executor:
             for slot, tensor in zip(self._input_slots, inputs, strict=True):
                 slots[slot] = tensor
             with torch.no_grad():
-                for (call, _), gone in zip(self._calls, self._releases, strict=True):
+                for call, gone in zip(self._calls, self._releases, strict=True):
                     call(slots)
                     for slot in gone:
                         slots[slot] = None
                 return self._collect(self._graph.outputs, slots, memory)
         finally:
             self._pool.append((memory, template))
-
-    def timed(self, inputs: Sequence[Tensor], clock: Callable[[], int]) -> dict[str, int]:
-        """One run with the time of every call, by the name of its last node, in the clock's unit."""
-        _, template = self._memory()
-        slots, times = list(template), dict[str, int]()
-        for slot, tensor in zip(self._input_slots, inputs, strict=True):
-            slots[slot] = tensor
-        with torch.no_grad():
-            for call, name in self._calls:
-                start = clock()
-                call(slots)
-                times[name] = clock() - start
-        return times
 
     # -- construction -----------------------------------------------------------------------------
     def _number(self, name: str) -> int:
