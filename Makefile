@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := src
 
-.PHONY: demo test check fix bench figures gpu clean
+.PHONY: demo test check fix bench figures gpu kernels clean
 
 demo: $(STAMP)  ## denoise real photographs: a table, a picture and an HTML page in out/
 	$(BIN)/python -m zeroskip demo --out out
@@ -29,6 +29,9 @@ bench: $(STAMP)  ## the CPU figures of the README, into benchmarks/results/
 
 figures: $(STAMP)  ## README's table and pictures, from committed records
 	$(BIN)/python tools/figures.py
+
+kernels: $(STAMP)  ## compile every CUDA kernel for every architecture: registers, spills, seconds; needs no GPU
+	$(BIN)/python tools/kernels.py
 
 gpu: $(STAMP)  ## tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

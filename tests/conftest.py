@@ -1,4 +1,4 @@
-"""One thread, a build cache of the session's own, and helpers importable as ``contract.cases``."""
+"""One thread, a build cache of the session's own, GPU tests only with a GPU, helpers such as ``contract.cases``."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` where torch sees none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))

@@ -20,7 +20,7 @@ EXTRAS = {
 def doctor(threads: Threads = None, as_json: Json = False) -> None:
     """Check the installation and this machine.
 
-    Compiles a kernel, looks for optional parts, and measures the peaks of arithmetic and memory.
+    Compiles a kernel, looks for a GPU and for optional parts, and measures the peaks of arithmetic and memory.
     """
     facts = examine(thread_count(threads))
     if as_json:
@@ -34,22 +34,57 @@ def doctor(threads: Threads = None, as_json: Json = False) -> None:
 def examine(threads: int) -> dict[str, Any]:
     """Everything doctor reports, as JSON values."""
     from zeroskip.core import env
-    from zeroskip.core.device import cpu
+    from zeroskip.core.cache import BuildCache
     from zeroskip.core.jsonable import to_json
     from zeroskip.cpu.threads import pool_name
-    from zeroskip.measure.peaks import peaks
+    from zeroskip.measure import peaks
 
     with progress("measuring the peaks"):
-        gflops, gbps = peaks(threads)
+        device = peaks.this_cpu(threads)
+        cuda = _cuda()
     return {
-        "environment": env.environment(threads),
-        "device": to_json(cpu(threads)),
+        "environment": env.environment(device),
+        "device": to_json(device),
         "compiler": _compiler(),
         "thread_pool": pool_name(),
-        "peak_gflops": round(gflops, 1),
-        "peak_gbps": round(gbps, 1),
+        "peak_gflops": round(device.peak_tflops["fp32"] * 1e3, 1),
+        "peak_gbps": round(device.bandwidth_gbps, 1),
+        "cuda": cuda,
+        "caches": {kind: str(BuildCache.of_user(kind).folder) for kind in ("cpu", "cuda")},
         "extras": _extras(),
     }
+
+
+def _cuda() -> dict[str, Any]:
+    """The GPU (``device`` is None and ``no_device`` says why where there is none) and its compiler, likewise."""
+    from zeroskip.core.jsonable import to_json
+    from zeroskip.cuda import compile as nvrtc
+    from zeroskip.measure import peaks
+
+    no_compiler = nvrtc.ready()
+    facts: dict[str, Any] = {
+        "nvrtc": "" if no_compiler else nvrtc.toolkit().nvrtc,
+        "no_nvrtc": no_compiler or "",
+        "device": None,
+        "no_device": _why_no_gpu(),
+        "driver": "",
+    }
+    if not facts["no_device"]:
+        from zeroskip.core import device, env
+
+        gpu = device.cuda() if no_compiler else peaks.this_gpu()
+        facts |= {"device": to_json(gpu), "driver": env.environment(gpu)["driver"]}
+    return facts
+
+
+def _why_no_gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return f"torch {torch.__version__} finds no NVIDIA GPU; nvidia-smi shows whether the driver does"
 
 
 def _compiler() -> dict[str, str]:
@@ -79,12 +114,26 @@ def _print(facts: dict[str, Any]) -> None:
         ("thread pool", facts["thread_pool"]),
         ("peak arithmetic", f"{facts['peak_gflops']} GFLOP/s"),
         ("peak memory", f"{facts['peak_gbps']} GB/s"),
+        *_cuda_rows(facts["cuda"]),
+        *((f"{kind} build cache", folder) for kind, folder in facts["caches"].items()),
     ]
     for extra, missing in facts["extras"].items():
         advice = f"missing {', '.join(missing)}: pip install 'zeroskip[{extra}]'"
         rows.append((f"extra {extra}", advice if missing else "present"))
     out_table(("what", "found"), rows)
     out("zeroskip cannot compile its kernels here." if compiler["error"] else "zeroskip works here.")
+
+
+def _cuda_rows(cuda: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("NVRTC", cuda["nvrtc"] or f"none: {cuda['no_nvrtc']}")]
+    device = cuda["device"]
+    if device is None:
+        return [("GPU", f"none: {cuda['no_device']}"), *rows]
+    rows = [("GPU", f"{device['name']} ({device['arch']}), driver {cuda['driver']}"), *rows]
+    rows += [(f"GPU peak {name}", f"{tflops:.0f} TFLOP/s") for name, tflops in device["peak_tflops"].items()]
+    for name, gbps in (("memory", device["bandwidth_gbps"]), ("L2", device["l2_gbps"])):
+        rows += [(f"GPU peak {name}", f"{gbps:.0f} GB/s")] if gbps else []
+    return rows
 
 
 def _short(host: str) -> str:
