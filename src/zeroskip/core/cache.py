@@ -72,7 +72,9 @@ class BuildCache:
         return mine and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
     def _shrink(self) -> None:
-        entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.iterdir()]
+        # Not the temporary files: they are being written.
+        paths = [path for path in self.folder.iterdir() if len(path.name) == 2 * _DIGEST]
+        entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in paths]
         excess = sum(size for _, size, _ in entries) - MOST_BYTES
         for _, size, path in sorted(entries):
             if excess <= 0:

@@ -5,34 +5,49 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class Device:
-    """A CPU with the number of threads it is used with.
+    """What a plan needs to know of the machine: a CPU with the number of threads it is used with, or one NVIDIA GPU.
 
-    The peaks are those of ``threads`` threads together, as measured by ``zeroskip doctor``; 0 means not measured.
+    The peaks are measured by ``zeroskip doctor`` (a CPU's with ``threads`` threads); what was not measured is absent
+    or 0.
     """
 
     kind: Literal["cpu", "cuda"]
     name: str
-    threads: int
-    vector_floats: int
-    """Floats in one vector register."""
-    vector_registers: int
-    l1_bytes: int
     l2_bytes: int
-    peak_tflops: float = 0.0
+    threads: int = 1
+    vector_floats: int = 0
+    """CPU: floats in one vector register."""
+    vector_registers: int = 0
+    l1_bytes: int = 0
+    arch: str = ""
+    """CUDA: what kernels are compiled for, such as "sm_90a"."""
+    num_sms: int = 0
+    shared_bytes: int = 0
+    """CUDA: the most shared memory one block can ask for."""
+    peak_tflops: dict[str, float] = field(default_factory=dict, hash=False)
+    """Dense matrix products, by precision: "fp32", and on CUDA "tf32" and "fp16"."""
     bandwidth_gbps: float = 0.0
+    l2_gbps: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MOST_THREADS:
             raise ValueError(f"threads must be in 1..{MOST_THREADS}, got {self.threads}")
+
+    @property
+    def torch(self) -> torch.device:
+        """Where its tensors live."""
+        return torch.device("cpu") if self.kind == "cpu" else torch.device("cuda", torch.cuda.current_device())
 
 
 @functools.cache
@@ -66,4 +81,26 @@ def cpu(threads: int) -> Device:
     """This machine's CPU used with ``threads`` threads."""
     name, lanes, registers, l1, l2 = _cpu_facts()
     model = f"{name} ({os.cpu_count()} cores)"
-    return Device("cpu", model, threads, lanes, registers, l1, l2)
+    return Device("cpu", model, l2, threads, lanes, registers, l1)
+
+
+@functools.cache
+def cuda() -> Device:
+    """The current NVIDIA GPU.
+
+    Raises:
+        ValueError: torch finds none.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("torch finds no NVIDIA GPU on this machine: use the cpu, or run `zeroskip doctor`")
+    facts = torch.cuda.get_device_properties(torch.cuda.current_device())
+    # "a": with the instructions that this architecture alone has.
+    arch = f"sm_{facts.major}{facts.minor}{'a' * (facts.major >= 9)}"
+    return Device(
+        "cuda",
+        facts.name,
+        facts.L2_cache_size,
+        arch=arch,
+        num_sms=facts.multi_processor_count,
+        shared_bytes=facts.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+    )

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from zeroskip._version import __version__
-from zeroskip.core import device
+from zeroskip.core.device import Device
 
-_LIBRARIES = ("torch", "numpy", "llvmlite", "onnxruntime", "triton")
+_LIBRARIES = ("torch", "numpy", "llvmlite", "onnxruntime", "triton", "cuda-core", "nvidia-cuda-nvrtc")
 
 
 def data_folder() -> Path:
@@ -52,16 +52,35 @@ def _version(name: str) -> str | None:
         return None
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """Everything that must stand beside a time, as JSON values, with its own hash as ``id``."""
+def _cuda() -> dict[str, Any]:
+    """Driver and libraries that a time on the GPU depends on."""
+    smi = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(smi, capture_output=True, text=True, timeout=10, check=False).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        found = []
+    driver, clock, power = ([part.strip() for part in found[0].split(",")] if found else []) or ("", "", "")
+    return {
+        "driver": driver,
+        "most_clock": clock,
+        "power_limit": power,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def environment(device: Device) -> dict[str, Any]:
+    """Everything that must stand beside a time taken on ``device``, as JSON values, with its own hash as ``id``."""
     found = _git("rev-parse", "HEAD")
     facts: dict[str, Any] = {
-        "device": device.cpu(threads).name,
-        "threads": threads,
+        "device": device.name,
+        "kind": device.kind,
+        "threads": device.threads,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": sys.version.split()[0],
         "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
         "torch_cpu": torch.backends.cpu.get_cpu_capability(),
+        **(_cuda() if device.kind == "cuda" else {}),
         "zeroskip": __version__,
         "commit": found or os.environ.get("ZEROSKIP_COMMIT", ""),
         "dirty": bool(found and _git("status", "--porcelain", "--untracked-files=no")),

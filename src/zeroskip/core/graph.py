@@ -32,7 +32,7 @@ class Value:
 
 @dataclass(frozen=True)
 class ConvAttributes:
-    """Of a ``conv2d`` or ``linear`` node (linear uses the last two only)."""
+    """Of a ``conv2d`` or ``linear`` node (linear uses the last three only)."""
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -40,6 +40,8 @@ class ConvAttributes:
     groups: int = 1
     activation: Activation = "none"
     residual: ResidualPlace = "none"
+    tf32: bool = False
+    """Whether a GPU may round its float32 operands to TF32: decided at compilation, whatever torch's settings later."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Graph:
                 else "".join(
                     f" {what}={value}"
                     for what, value in vars(node.conv).items()
-                    if value not in (1, (1, 1), (0, 0), "none")
+                    if value != getattr(ConvAttributes, what)
                 )
             )
             shown = ", ".join(name for name in node.inputs)

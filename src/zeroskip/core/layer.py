@@ -13,6 +13,15 @@ Activation = Literal["none", "relu", "relu6"]
 ResidualPlace = Literal["none", "before", "after"]
 Pattern = Literal["dense", "2:4", "unstructured", "filter"]
 
+PRECISION_BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "fp64": 8}
+"""Of one number in memory."""
+PRECISION_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp64": torch.float64,
+}
 MAX_ELEMENTS = 2**31 - 1
 
 

@@ -6,6 +6,7 @@ A method is stateless.  Facts go in (``Segment``, parameters, ``Device``), decis
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from zeroskip.core.cost import Cost
 from zeroskip.core.device import Device
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.graph import CONV, LINEAR, Graph, Segment
-from zeroskip.core.layer import Layer
+from zeroskip.core.layer import PRECISION_BYTES, Layer
 from zeroskip.core.layout import Layout
 
 ConfigT = TypeVar("ConfigT")
@@ -72,8 +73,8 @@ class Method(ABC, Generic[ConfigT, PackedT]):
     config_type: ClassVar[type]
 
     @abstractmethod
-    def claim(self, graph: Graph, layers: Mapping[str, Layer], start: str) -> Sequence[Segment]:
-        """The pieces starting at node ``start`` that this method could run.
+    def claim(self, graph: Graph, layers: Mapping[str, Layer], start: str, device: Device) -> Sequence[Segment]:
+        """The pieces starting at node ``start`` that this method could run on ``device``.
 
         Raises:
             Unsupported: none, with the reason shown to the user.
@@ -103,8 +104,9 @@ class Method(ABC, Generic[ConfigT, PackedT]):
     def unpack(self, packed: PackedT) -> Tensor:
         """Exactly the weights that will be computed with, ``[k, c / groups, r, s]``."""
 
-    def build(self, packed: PackedT) -> bytes | None:
-        """Compile or assemble.  Needs no device memory; may run in parallel; the result may be cached."""
+    def build(self, packed: PackedT, device: Device) -> bytes | None:
+        """Compile or assemble for ``device``, which need not be there.  May run in parallel; the result may be
+        cached."""
         return None
 
     @abstractmethod
@@ -115,13 +117,17 @@ class Method(ABC, Generic[ConfigT, PackedT]):
         """The floor of this segment if every zero weight is skipped and every tensor is touched once."""
         flops = bytes_read = bytes_written = 0
         for layer in segment.layers:
-            shape, per_weight = layer.shape, 8 if layer.weights.density < 1 else 4
+            shape, item = layer.shape, PRECISION_BYTES[layer.precision]
+            # The least that says which weights are not zero: a bit for each.
+            weight_bytes = item * layer.weights.nnz
+            if layer.weights.density < 1:
+                weight_bytes += math.prod(shape.weight_shape) // 8
             pixels = shape.n * shape.p * shape.q
             flops += 2 * layer.weights.nnz * pixels
             outputs = shape.k * pixels
             residual = outputs if layer.epilogue.residual != "none" else 0
-            bytes_read += 4 * (shape.n * shape.c * shape.h * shape.w + residual) + per_weight * layer.weights.nnz
-            bytes_written += 4 * outputs
+            bytes_read += item * (shape.n * shape.c * shape.h * shape.w + residual) + weight_bytes
+            bytes_written += item * outputs
         return Cost(flops, bytes_read, bytes_written)
 
 
@@ -129,15 +135,15 @@ class LayerMethod(Method[ConfigT, PackedT]):
     """A method for one convolution or linear layer at a time; most methods are this."""
 
     @abstractmethod
-    def supports(self, layer: Layer) -> str | None:
-        """None if the layer can be run, else why not (shown to the user)."""
+    def supports(self, layer: Layer, device: Device) -> str | None:
+        """None if the layer can be run on ``device``, else why not (shown to the user)."""
 
-    def claim(self, graph: Graph, layers: Mapping[str, Layer], start: str) -> Sequence[Segment]:
+    def claim(self, graph: Graph, layers: Mapping[str, Layer], start: str, device: Device) -> Sequence[Segment]:
         node = graph.node(start)
         if node.op not in (CONV, LINEAR):
             raise Unsupported(f"{node.op} is neither a convolution nor a linear layer")
         layer = layers[start]
-        if reason := self.supports(layer):
+        if reason := self.supports(layer, device):
             raise Unsupported(reason)
         return (layer_segment(graph, layer),)
 

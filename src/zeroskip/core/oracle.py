@@ -14,6 +14,10 @@ UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat1
 """Half the distance from 1 to the next number of the type."""
 
 
+TF32_PRODUCT = 2.0**-9 * (1 + 2.0**-11)
+"""Relative error of a product whose two factors were cut to 10 bits behind the point, ``2^-10`` each."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """``value`` and the largest permitted distance from it, float64, of the output's shape."""
@@ -42,7 +46,8 @@ def expected(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, resid
 
     The bound is ``(n + 4) u (|W| * |x| + |bias| + |residual|) + u |y|`` with ``n`` the nonzeros of the output
     channel and ``u`` the unit roundoff of float32 accumulation: rigorous for any order of summation, so no
-    tolerance is tuned.  All activations here have Lipschitz constant 1.
+    tolerance is tuned.  Where the layer's precision is tf32, ``|W| * |x|`` counts ``2^-9`` more for its rounded
+    operands.  All activations here have Lipschitz constant 1.
 
     Source: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2.
 
@@ -68,5 +73,5 @@ def expected(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, resid
         magnitude = magnitude + r64.abs()
     nnz = (w64 != 0).flatten(1).sum(1).double()
     nnz = nnz.reshape(-1, 1, 1) if x.dim() == 4 else nnz
-    unit = UNIT_ROUNDOFF[torch.float32]
-    return Expected(value, (nnz + 4) * unit * magnitude + UNIT_ROUNDOFF[x.dtype] * value.abs())
+    unit = (nnz + 4) * UNIT_ROUNDOFF[torch.float32] + (TF32_PRODUCT if layer.precision == "tf32" else 0.0)
+    return Expected(value, unit * magnitude + UNIT_ROUNDOFF[x.dtype] * value.abs())

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["OK", "UNSUPPORTED", "WRONG", "COMPILE_ERROR", "LAUNCH_ERROR", "TIMEOUT", "OUT_OF_MEMORY"]
+Status = Literal[
+    "OK", "UNSUPPORTED", "WRONG", "IMPLAUSIBLE", "COMPILE_ERROR", "LAUNCH_ERROR", "TIMEOUT", "OUT_OF_MEMORY"
+]
+"""IMPLAUSIBLE: right values, but faster than the machine can be, so that no ratio is to be taken from its times."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class Times:
     """Samples of one variant, in microseconds, in the order taken."""
 
     samples_us: tuple[float, ...]
-    clock: Literal["wall", "cpu"]
+    clock: Literal["wall", "cpu", "cuda"]
 
     @property
     def median_us(self) -> float:

@@ -1,4 +1,4 @@
-"""Interleaved timing of variants in one process."""
+"""Interleaved timing of variants in one process, on either kind of device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from zeroskip.core.device import Device
 from zeroskip.core.record import Times
+from zeroskip.measure import graphs
+
+Variants = Mapping[str, Callable[[], object]]
 
 LONG_ENOUGH_S = 1e-3
 """A sample repeats its call until it lasts this long."""
@@ -25,16 +29,19 @@ class Measurement:
     contended: bool
 
 
-Timer = Callable[[Mapping[str, Callable[[], object]], int, int], Measurement]
-"""``timer(variants, rounds, threads)``; plans take it as an argument, so that tests can bring their own clock."""
+Timer = Callable[[Variants, int, Device], Measurement]
+"""``timer(variants, rounds, device)``; plans take it as an argument, so that tests can bring their own clock."""
 
 
-def measure(variants: Mapping[str, Callable[[], object]], rounds: int, threads: int) -> Measurement:
+def measure(variants: Variants, rounds: int, device: Device) -> Measurement:
     """Time every variant once a round, ``rounds`` rounds, after a warm-up of each.
 
-    With one thread the clock is the process's CPU time, which a busy neighbour disturbs less; with more it is the
-    wall clock.
+    On a CPU with one thread the clock is the process's CPU time, which a busy neighbour disturbs less; with more it is
+    the wall clock.  On a GPU see ``measure.graphs``.
     """
+    if device.kind == "cuda":
+        return Measurement(graphs.measure(variants, rounds), False)
+    threads = device.threads
     clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
     seconds = {name: _seconds(call) for name, call in variants.items()}
     repeats = {name: max(1, int(LONG_ENOUGH_S / one)) for name, one in seconds.items()}
@@ -58,9 +65,11 @@ def measure(variants: Mapping[str, Callable[[], object]], rounds: int, threads: 
     )
 
 
-def once(call: Callable[[], object], threads: int) -> float:
+def once(call: Callable[[], object], device: Device) -> float:
     """The faster of two single calls, in seconds: enough to drop hopeless candidates."""
-    clock = time.process_time if threads == 1 else time.perf_counter
+    if device.kind == "cuda":
+        return graphs.once(call)
+    clock = time.process_time if device.threads == 1 else time.perf_counter
     best = float("inf")
     for _ in range(2):
         start = clock()
