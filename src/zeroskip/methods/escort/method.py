@@ -24,7 +24,9 @@ class Escort(LayerMethod[EscortConfig, cpu.EscortPacked]):
     exploits: ClassVar[str] = "weights"
     config_type: ClassVar[type] = EscortConfig
 
-    def supports(self, layer: Layer) -> str | None:
+    def supports(self, layer: Layer, device: Device) -> str | None:
+        if device.kind != "cpu":
+            return "runs on the CPU only"
         if layer.precision != "fp32":
             return f"computes in fp32 on the CPU, the layer is {layer.precision}"
         if 0 in layer.shape.output_shape:
@@ -47,7 +49,7 @@ class Escort(LayerMethod[EscortConfig, cpu.EscortPacked]):
     def unpack(self, packed: cpu.EscortPacked) -> Tensor:
         return unstretch(packed.weight)
 
-    def build(self, packed: cpu.EscortPacked) -> bytes:
+    def build(self, packed: cpu.EscortPacked, device: Device) -> bytes:
         return cpu.build(packed)
 
     def bind(self, segment: Segment, packed: cpu.EscortPacked, built: bytes | None, device: Device) -> Run:

@@ -1,0 +1,1 @@
+"""The vendor's 2:4 library.  See README.md."""

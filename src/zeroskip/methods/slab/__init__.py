@@ -1,0 +1,1 @@
+"""Sparse matrix product with the input in slabs of shared memory."""

@@ -1,0 +1,67 @@
+"""Sputnik: sparse rows times dense columns, one row and a strip of columns to a subwarp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from zeroskip.core.device import Device
+from zeroskip.core.graph import Segment
+from zeroskip.core.layer import Layer
+from zeroskip.core.layout import Layout
+from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
+from zeroskip.methods.sputnik import cuda
+from zeroskip.methods.sputnik.cuda import SputnikConfig, SputnikPacked
+
+
+class Sputnik(LayerMethod[SputnikConfig, SputnikPacked]):
+    name: ClassVar[str] = "sputnik"
+    cite: ClassVar[str] = "Gale et al., Sparse GPU Kernels for Deep Learning, SC 2020, section V"
+    exploits: ClassVar[str] = "weights"
+    config_type: ClassVar[type] = SputnikConfig
+
+    def supports(self, layer: Layer, device: Device) -> str | None:
+        shape = layer.shape
+        if device.kind != "cuda":
+            return "runs on NVIDIA GPUs only"
+        if (shape.r, shape.s) != (1, 1) or shape.padding != (0, 0):
+            return (
+                f"is for 1x1 convolutions without padding, the layer is {shape.r}x{shape.s} padded by {shape.padding}"
+            )
+        if layer.precision == "fp64":
+            return "sums in fp32, the layer is fp64"
+        if 0 in shape.output_shape:
+            return "the batch is empty"
+        return None
+
+    def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[SputnikConfig]]:
+        return [
+            replace(self.candidate(segment, config), run_seconds=seconds, build_seconds=1.0)
+            for seconds, config in cuda.configs(segment.layer, device)
+        ]
+
+    def candidate(self, segment: Segment, config: SputnikConfig) -> Candidate[SputnikConfig]:
+        cuda.check(segment.layer, config)
+        layout = Layout("rows") if segment.layer.kind == "linear" else Layout("nchw")
+        return Candidate(
+            config, (layout,) * len(segment.inputs), (replace(layout, writes_halo=layout.order == "nchw"),)
+        )
+
+    def pack(self, segment: Segment, parameters: Parameters, config: SputnikConfig) -> SputnikPacked:
+        return cuda.pack(segment.layer, parameters["weight"], parameters.get("bias"), config)
+
+    def unpack(self, packed: SputnikPacked) -> Tensor:
+        return cuda.unpack(packed)
+
+    def build(self, packed: SputnikPacked, device: Device) -> bytes:
+        return cuda.build(packed, device)
+
+    def bind(self, segment: Segment, packed: SputnikPacked, built: bytes | None, device: Device) -> Run:
+        run = cuda.LinearRun if segment.layer.kind == "linear" else cuda.ConvRun
+        return run(segment.layer, packed, built or cuda.build(packed, device))
+
+
+METHOD = Sputnik()
