@@ -1,21 +1,35 @@
-"""Write README's table and pictures from the committed records: `make figures`."""
+"""Write README's tables, docs/H100.md and all pictures from the committed records: `make figures`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from zeroskip.core.record import Record
+from zeroskip.report import networks, plots, products
 from zeroskip.report.figures import bars
+from zeroskip.report.products import Products
 from zeroskip.report.records import RecordFile, read
 from zeroskip.report.tables import BASELINES, Comparison, compare
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.jsonl"
-README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+README, DOCS = ROOT / "README.md", ROOT / "docs"
 NAMES = {"onnxruntime": "ONNX Runtime", "dense": "oneDNN", "torch_channels_last": "torch, channels_last"}
-BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 
 
+def write_section(name: str, lines: list[str]) -> None:
+    """Replace what README holds between the marks of ``name``."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    text = README.read_text()
+    if begin not in text:
+        print(f"README.md has no marks {begin.strip()} and {end.strip()}: nothing written there")
+        return
+    before, rest = text.split(begin)
+    README.write_text(before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1])
+
+
+# -- CPU ----------------------------------------------------------------------------------------------
 def newest(file: RecordFile) -> tuple[Record, ...]:
     """The last record of each case and method: a later run replaces an earlier one."""
     found = {(repr(sorted(record.case.items())), record.method): record for record in file.records}
@@ -41,25 +55,130 @@ def row(found: Comparison) -> str:
     return f"| {found.case['name']} | {ms(ours)} | {ms(best)} ({NAMES.get(best.method, best.method)}) | {ratio} |"
 
 
-def main() -> None:
-    file = read(RESULTS)
+def cpu() -> None:
+    path = RESULTS / "cpu.jsonl"
+    file = read(path)
     records = newest(file)
     facts = file.environments[records[-1].environment]
     lines = [
         f"{facts['device']}, {facts['threads']} thread, fp32, torch {facts['libraries']['torch']}, ONNX Runtime "
         f"{facts['libraries'].get('onnxruntime', '-')}; records in "
-        f"[`{RESULTS.relative_to(ROOT)}`]({RESULTS.relative_to(ROOT)}).",
+        f"[`{path.relative_to(ROOT)}`]({path.relative_to(ROOT)}).",
         "",
         "| | zeroskip | best dense | speed-up |",
         "|---|---:|---:|---:|",
         *[line for found in compare(records) if (line := row(found))],
     ]
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
+    write_section("figures", lines)
     models = [record for record in records if record.case["kind"] == "model"]
-    bars(models, ROOT / "docs" / "cpu-models.svg", "Whole networks on the CPU")
+    bars(models, DOCS / "cpu-models.svg", "Whole networks on the CPU")
+
+
+# -- H100 ---------------------------------------------------------------------------------------------
+def measured(suite: str) -> tuple[list[Comparison], dict[str, Any]]:
+    """The records of a suite, which may be spread over files ``suite*.jsonl``, and the last environment."""
+    files = [read(path) for path in sorted((RESULTS / "h100").glob(f"{suite}*.jsonl"))]
+    environments = {name: facts for file in files for name, facts in file.environments.items()}
+    merged = RecordFile(environments, tuple([record for file in files for record in file.records]))
+    found = products.latest(merged)
+    return found, environments[found[-1].environment] if found else {}
+
+
+def machine(facts: dict[str, Any]) -> str:
+    libraries = facts["libraries"]
+    return (
+        f"{facts['device']}, driver {facts['driver']}, torch {libraries['torch']}, cuDNN {facts['cudnn']}; medians of "
+        "CUDA-graph replays in turns, in microseconds; records in "
+        "[`benchmarks/results/h100`](benchmarks/results/h100)."
+    )
+
+
+def tensor_cores(found: Products) -> list[str]:
+    """Where they win, in words."""
+    facts = {"mask": "random", "batch": 1, "cache": "warm", "density": 0.1}
+    shapes = found.of(precision="fp32", **facts)
+    lines = []
+    for column, ours in (("tf32", "fp32"), ("fp16", "fp16")):
+        pairs = [
+            (
+                products.us(found.one(name=item.case["name"], precision=column, **facts), "cublas"),
+                products.best_us(found.one(name=item.case["name"], precision=ours, **facts)),
+            )
+            for item in shapes
+        ]
+        known = [(dense, sparse) for dense, sparse in pairs if dense and sparse]
+        if known:
+            won = sum(dense < sparse for dense, sparse in known)
+            lines.append(
+                f"cuBLAS in {column.replace('tf', 'TF')} is faster than our best {ours} on {won} of {len(known)} shapes"
+            )
+    return ["", "; ".join(lines) + "."] if lines else []
+
+
+def h100() -> None:
+    """README's section and docs/H100.md; what was not measured is left out."""
+    short: list[str] = []
+    page = ["# Measured on an H100", "", "Made by `make figures` from `benchmarks/results/h100`; how the numbers were "]
+    page[-1] += 'taken: [MEASURING.md](MEASURING.md). Times in microseconds; "over" is how many times faster.'
+
+    def section(title: str, table: products.Table, *more: str) -> None:
+        if table.rows:
+            page.extend(["", f"## {title}", "", *more, *([""] * bool(more)), table.markdown().rstrip()])
+
+    def picture(drawn: bool, name: str, title: str) -> list[str]:
+        return ["", f"![{title}](docs/{name})"] if drawn else []
+
+    comparisons, facts = measured("fig10")
+    found = Products(comparisons)
+    if found.all:
+        title = "Nine pointwise layers at 90% zeros, batch 1, warm L2"
+        drawn = plots.columns(found, DOCS / "h100-columns.svg", title)
+        short += [machine(facts), *picture(drawn, "h100-columns.svg", title), *tensor_cores(found)]
+        text = (
+            'Ours with bias and ReLU, cuBLAS without unless it says so. "Best dense fp32" is the best of cuDNN, cuBLAS '
+            "and a product of three TF32 products, bias and ReLU included."
+        )
+        section(f"{title}", products.columns_table(found), text)
+        section("The same with cold caches", products.columns_table(found, cache="cold"))
+        section("Does the pattern of the zeros matter?", products.masks_table(found))
+        text = "Our best, in brackets over cuBLAS fp32 and over the fastest dense fp32."
+        section("Several images", products.batches_table(found), text)
+    comparisons, facts = measured("fig11")
+    found = Products(comparisons)
+    title = "(128,128,3136) over sparsity, batch 1, warm L2"
+    if plots.sparsities(found, DOCS / "h100-sparsity.svg", title):
+        section(title, products.sparsity_table(found), "![time over sparsity](h100-sparsity.svg)")
+        short += picture(True, "h100-sparsity.svg", title)
+    comparisons, facts = measured("squares")
+    found = Products(comparisons)
+    title = "Square products at 90% zeros, warm L2"
+    if plots.squares(found, DOCS / "h100-squares.svg", title):
+        section(title, products.columns_table(found), "![square products](h100-squares.svg)")
+        for density in (0.2, 0.05):
+            section(f"The same at {1 - density:.0%}", products.columns_table(found, density=density))
+    comparisons, facts = measured("sputnik_ablation")
+    found = Products(comparisons)
+    title = "Sputnik without one of its steps"
+    if plots.ablation(found, DOCS / "h100-ablation.svg", title):
+        text = "How many times longer it takes, tuned anew without the step.\n\n![ablation](h100-ablation.svg)"
+        section(title, products.ablation_table(found), text)
+    comparisons, facts = measured("networks_cuda")
+    whole = networks.networks(comparisons)
+    title = "Whole networks at 90% zeros"
+    if plots.networks(whole, DOCS / "h100-networks.svg", title):
+        table = networks.networks_table(whole)
+        text = "One graph on each side. Only the factor of the last step is credited to zeros."
+        section(title, table, f"{text}\n\n![whole networks](h100-networks.svg)")
+        single = networks.networks_table([one for one in whole if one.batch == 1])
+        short += ["", single.markdown().rstrip()]
+    if len(page) > 3:
+        (DOCS / "H100.md").write_text("\n".join(page) + "\n")
+        write_section("figures-cuda", [*short, "", "All tables: [docs/H100.md](docs/H100.md)."])
+
+
+def main() -> None:
+    cpu()
+    h100()
 
 
 if __name__ == "__main__":

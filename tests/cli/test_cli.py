@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import zeroskip
 from zeroskip.cli.main import app
+from zeroskip.core.device import Device
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.record import Record, Times
 from zeroskip.measure import peaks as peaks_module
@@ -80,22 +81,51 @@ def test_python_m_zeroskip_works() -> None:
     assert "--out" in done.stderr
 
 
-def test_doctor_prints_json_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peaks_module, "peaks", lambda threads: (95.0 * threads, 17.0))
+@pytest.fixture
+def peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peaks that take no time to measure."""
+    monkeypatch.setattr(peaks_module, "_cpu_peaks", lambda threads: (0.095 * threads, 17.0))
+    monkeypatch.setattr(peaks_module, "_cuda_peaks", lambda: ({"fp32": 60.0, "fp16": 900.0}, 3000.0, 5500.0))
+
+
+@pytest.mark.usefixtures("peaks")
+def test_doctor_prints_json_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     facts = json.loads(call("doctor", "--json", "--threads", 2)[0])
     assert facts["peak_gflops"] == 190.0
     assert facts["environment"]["threads"] == 2
     assert facts["compiler"]["error"] == ""
+    assert facts["caches"] == {"cpu": str(tmp_path / "zeroskip/cpu"), "cuda": str(tmp_path / "zeroskip/cuda")}
+    assert bool(facts["cuda"]["device"]) == torch.cuda.is_available() == (facts["cuda"]["no_device"] == "")
     assert set(facts["extras"]) == {"report", "demo", "bench"}
 
 
+@pytest.mark.usefixtures("peaks")
 def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peaks_module, "peaks", lambda threads: (95.0, 17.0))
     monkeypatch.setattr("zeroskip.cli.doctor.EXTRAS", {"report": ("no_such_module",), "demo": ("json",)})
+    monkeypatch.setattr("zeroskip.cuda.compile.ready", lambda: "pip install the compiler")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("COLUMNS", "120")
     seen = call("doctor")[0]
     assert "missing no_such_module: pip install 'zeroskip[report]'" in seen
+    assert f"none: torch {torch.__version__}" in seen
+    assert "none: pip install the compiler" in seen
     assert "zeroskip works here." in seen
+
+
+@pytest.mark.usefixtures("peaks")
+def test_doctor_shows_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Device("cuda", "NVIDIA H100", 50 * 2**20, arch="sm_90a", num_sms=132, shared_bytes=232448)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(peaks_module, "cuda", lambda: gpu)
+    monkeypatch.setattr("zeroskip.core.env._cuda", lambda: {"driver": "580.1"})
+    monkeypatch.setenv("COLUMNS", "120")
+    facts = json.loads(call("doctor", "--json")[0])["cuda"]
+    assert facts["device"]["name"] == "NVIDIA H100"
+    assert facts["driver"] == "580.1"
+    seen = call("doctor")[0]
+    for shown in ("NVIDIA H100 (sm_90a), driver 580.1", "900 TFLOP/s", "3000 GB/s", "5500 GB/s"):
+        assert shown in seen
 
 
 def test_prune_writes_the_weights_it_reports(tmp_path: Path, tiny: None) -> None:

@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contract.cases import METHODS, OURS, Work, bound, candidates, stable, work
-from zeroskip.core.device import cpu
+from contract.cases import METHODS, OURS, Work, bound, candidates, here, stable, work
 from zeroskip.core.layer import ConvShape, Epilogue
-from zeroskip.measure.bound import Bound, Case, Oracle, Stage, bind, check
+from zeroskip.measure.bound import Bound, Oracle, Stage, bind, check
 from zeroskip.methods import registry
 from zeroskip.pack.stretched import Stretched
 
@@ -27,6 +26,7 @@ SHAPES = (
     ConvShape(2, 24, 5, 7, 9, 1, 1),
     ConvShape(1, 6, 12, 13, 8, 3, 3, (2, 2), (1, 1)),
 )
+pytestmark = pytest.mark.usefixtures("device")
 TRIALS = stable(40)
 shapes, seeds = st.sampled_from(SHAPES), st.integers(0, 10_000)
 
@@ -47,7 +47,7 @@ def layer(shape: ConvShape, seed: int, **more: Any) -> Work:
 def caught(ready: Bound, job: Work, seed: int, truth: Bound | None = None) -> bool:
     """Whether the check refuses ``ready``; ``truth`` has the segment that ``job`` describes, if it is another one."""
     segment = (truth or ready).segment
-    case = Case.random(segment, seed)
+    case = job.case(seed)
     return not check(Stage(ready, case), Oracle(segment, job.parameters, case)).right
 
 
@@ -58,7 +58,7 @@ def nonzero(job: Work, seed: int) -> int:
 
 def with_weight(ready: Bound, job: Work, weight: Tensor) -> Bound:
     """The same binding computing with another weight."""
-    return bind(ready.method, ready.segment, {**job.parameters, "weight": weight}, ready.candidate, cpu(1))
+    return bind(ready.method, ready.segment, {**job.parameters, "weight": weight}, ready.candidate, here())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -105,7 +105,7 @@ def test_a_skipped_part_of_the_epilogue_is_caught(name: str, missing: str, shape
     else:
         epilogue = Epilogue(epilogue.bias, epilogue.activation)
     segment = replace(truth.segment, layers=(replace(truth.segment.layer, epilogue=epilogue),))
-    wrong = bind(truth.method, segment, parameters, truth.candidate, cpu(1))
+    wrong = bind(truth.method, segment, parameters, truth.candidate, here())
     assert caught(wrong, job, seed, truth)
 
 
@@ -164,7 +164,7 @@ def test_an_offset_shifted_by_one_element_is_caught(name: str, by: int, shape: C
     job = layer(shape, seed)
     method = registry()[name]
     segment = job.segment(method)
-    found = candidates(method, segment, cpu(1))
+    found = candidates(method, segment)
     candidate = found[seed % min(len(found), 4)]
     packed = method.pack(segment, job.parameters, candidate.config)
     field = stretched_field(packed)
@@ -180,5 +180,5 @@ def test_an_offset_shifted_by_one_element_is_caught(name: str, by: int, shape: C
         by = -by
     entries[entry, 1] += by
     wrong = replace(packed, **{field: replace(weight, entries=entries)})
-    run = method.bind(segment, wrong, method.build(wrong), cpu(1))
+    run = method.bind(segment, wrong, method.build(wrong, here()), here())
     assert caught(Bound(method, segment, candidate, wrong, run, 0.0, 0.0), job, seed)

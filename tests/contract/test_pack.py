@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contract.cases import METHODS, Work, bound, candidates, some, stable, work
-from zeroskip.core.device import cpu
+from contract.cases import METHODS, Work, bound, candidates, here, some, stable, work
 from zeroskip.core.layer import ConvShape
-from zeroskip.measure.bound import Case, Stage, bind, packed_bytes
+from zeroskip.measure.bound import Stage, bind, packed_bytes
 from zeroskip.methods import registry
 
+pytestmark = pytest.mark.usefixtures("device")
 MASKS = ("all zero", "all dense", "one nonzero", "one long row", "empty rows", "filters", "random", "negative zero")
 
 
@@ -43,9 +43,9 @@ def masked(shape: tuple[int, ...], kind: str, seed: int) -> Tensor:
 
 
 def assert_round_trip(name: str, job: Work, seed: int) -> None:
-    method, device = registry()[name], cpu(1)
+    method = registry()[name]
     segment = job.segment(method)
-    for candidate in some(candidates(method, segment, device), 2, seed):
+    for candidate in some(candidates(method, segment), 2, seed):
         unpacked = method.unpack(method.pack(segment, job.parameters, candidate.config))
         assert tuple(unpacked.shape) == segment.layer.shape.weight_shape
         assert torch.equal(unpacked, job.parameters["weight"].reshape(unpacked.shape))
@@ -103,12 +103,11 @@ def moved(record: Any) -> Any:
 def test_a_packed_record_computes_the_same_from_other_memory(name: str) -> None:
     job = work(ConvShape(2, 9, 11, 7, 8, 3, 3, padding=(1, 1)), activation="relu")
     first = bound(name, job)
-    case = Case.random(first.segment)
+    case = job.case()
     want = Stage(first, case)()[0].clone()
     packed = moved(first.packed)
-    other = dataclasses.replace(
-        first, packed=packed, run=first.method.bind(first.segment, packed, first.method.build(packed), cpu(1))
-    )
+    built = first.method.build(packed, here())
+    other = dataclasses.replace(first, packed=packed, run=first.method.bind(first.segment, packed, built, here()))
     del first
     assert torch.equal(Stage(other, case)()[0], want)
     assert packed_bytes(packed) > 0
@@ -122,8 +121,8 @@ def test_a_packed_record_does_not_follow_later_changes_of_the_model(name: str) -
     if method.exploits == "nothing":
         pytest.skip("a dense library may keep the tensor it was given")
     segment = job.segment(method)
-    candidate = candidates(method, segment, cpu(1))[0]
-    stage = Stage(bind(method, segment, job.parameters, candidate, cpu(1)), Case.random(segment))
+    candidate = candidates(method, segment)[0]
+    stage = Stage(bind(method, segment, job.parameters, candidate, here()), job.case())
     want = stage()[0].clone()
     job.parameters["weight"].mul_(2)
     assert torch.equal(stage()[0], want)

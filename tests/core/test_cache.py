@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,60 @@ def test_reading_an_entry_makes_it_young(cache: BuildCache, monkeypatch: pytest.
     assert cache.get("newer") is None
 
 
+def test_entries_that_others_remove_meanwhile_are_no_trouble(
+    cache: BuildCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cache_module, "MOST_BYTES", 132)
+    cache.put(bytes(100), "old")
+    os.utime(entry(cache), (1_000_000, 1_000_000))
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [*listed(folder), folder / ("0" * 64)])
+    with caplog.at_level(logging.WARNING):
+        cache.put(bytes(100), "new")
+    assert not caplog.text
+    assert cache.get("new") == bytes(100)
+    assert cache.get("old") is None
+
+
+def test_what_was_cached_is_not_called_uncached_because_old_entries_stay(
+    cache: BuildCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden(*arguments: object, **more: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(cache_module, "MOST_BYTES", 132)
+    cache.put(bytes(100), "old")
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(Path, "unlink", forbidden)
+        cache.put(bytes(100), "new")
+    assert "not yours" in caplog.text
+    assert "not cached" not in caplog.text
+    assert cache.get("new") == bytes(100)
+
+
+def test_files_that_are_no_entries_stay(cache: BuildCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "MOST_BYTES", 132)
+    cache.put(bytes(100), "first")
+    (cache.folder / "tmpabcdefgh").write_bytes(bytes(1000))  # another process writes it
+    (cache.folder / ("0" * 64)).mkdir()
+    cache.put(bytes(100), "second")
+    assert cache.get("second") == bytes(100)
+    assert len(list(cache.folder.iterdir())) == 3
+
+
+def test_a_write_that_fails_leaves_nothing_behind(
+    cache: BuildCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(os, "replace", full)
+        cache.put(b"content", "a")
+    assert "not cached" in caplog.text
+    assert list(cache.folder.iterdir()) == []
+
+
 def test_of_user_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert BuildCache.of_user("cpu").folder == tmp_path / "zeroskip" / "cpu"
@@ -154,3 +209,39 @@ def test_eight_processes_at_once_never_see_half_an_entry(cache: BuildCache) -> N
     with multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver").Pool(8) as pool:
         assert pool.starmap(hammer, [(cache.folder, worker) for worker in range(8)]) == [0] * 8
     assert len(list(cache.folder.iterdir())) == 3
+
+
+def crowd(folder: Path, worker: int) -> list[str]:
+    """Four threads write to a folder that holds a few entries; what was logged, and what was read that is not whole."""
+    cache_module.MOST_BYTES = 5000  # of this process
+    problems: list[str] = []
+
+    class Problems(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            problems.append(record.getMessage())
+
+    handler = Problems(logging.WARNING)
+    cache_module.log.addHandler(handler)
+    cache = BuildCache(folder)
+
+    def write(thread: int) -> None:
+        for turn in range(40):
+            key, content = f"{turn % 7} {worker if turn % 2 else thread}", bytes([turn]) * (500 + turn)
+            cache.put(content, key)
+            found = cache.get(key)
+            if found is not None and (len(set(found)) != 1 or len(found) != 500 + found[0]):
+                problems.append(f"read {len(found)} bytes of {set(found)}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    cache_module.log.removeHandler(handler)
+    return problems
+
+
+def test_processes_and_threads_that_all_shrink_the_folder_lose_nothing_but_entries(cache: BuildCache) -> None:
+    with multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver").Pool(6) as pool:
+        assert pool.starmap(crowd, [(cache.folder, worker) for worker in range(6)], chunksize=1) == [[]] * 6
+    left = list(cache.folder.iterdir())
+    assert left
+    assert all(len(path.name) == 64 for path in left)
+    assert sum(path.stat().st_size for path in left) <= 5000

@@ -14,6 +14,7 @@ from torch import nn
 
 from contract.cases import Net, stable
 from zeroskip.core.graph import (
+    CONV,
     ConvAttributes,
     Graph,
     Node,
@@ -27,6 +28,7 @@ from zeroskip.core.graph import (
     refs,
     substitute,
 )
+from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.model.passes import simplify
 from zeroskip.model.trace import trace
 
@@ -121,3 +123,19 @@ def test_users_and_refs_follow_nested_arguments() -> None:
 @pytest.mark.parametrize(("value", "expected"), [(3, (3, 3)), ([2], (2, 2)), ([1, 2], (1, 2)), ((4, 5), (4, 5))])
 def test_pair_reads_torchs_forms_of_a_size(value: Any, expected: tuple[int, int]) -> None:
     assert pair(value) == expected
+
+
+def test_a_graph_written_before_tf32_was_known_is_strict() -> None:
+    written = to_json(ConvAttributes(stride=(2, 2)))
+    del written["tf32"]
+    assert from_json(ConvAttributes, written) == ConvAttributes(stride=(2, 2), tf32=False)
+    assert from_json(ConvAttributes, to_json(ConvAttributes(tf32=True))).tf32
+
+
+def test_a_printed_graph_shows_what_is_not_the_rule() -> None:
+    conv = ConvAttributes(padding=(1, 1), tf32=True)
+    node = Node("a", CONV, (Ref("x"), Ref("w"), None, None), conv=conv)
+    values = {"x": Value((1, 2, 3, 3), "float32"), "a": Value((1, 2, 3, 3), "float32")}
+    text = str(Graph(("x",), Ref("a"), (node,), values, {"w": Value((2, 2, 3, 3), "float32")}))
+    assert "padding=(1, 1) tf32=True" in text
+    assert "stride" not in text

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from contract.cases import OURS, bound, work
+from zeroskip.core.device import cpu
 from zeroskip.core.errors import CompileError, ZeroskipError
 from zeroskip.core.layer import ConvShape
 from zeroskip.cpu import jit, threads
 from zeroskip.cpu.emit import Emitter, vector
 from zeroskip.cpu.threads import _openmp, _python_threads, entry
-from zeroskip.measure.bound import Case, Stage
+from zeroskip.measure.bound import Stage
 
 
 def build(emit: Emitter, name: str) -> jit.Loaded:
@@ -158,15 +159,13 @@ def test_every_ticket_is_worked_on_once_by_that_many_threads(kind: str, count: i
         assert (data[2:] == 1).all()
 
 
-def test_pythons_threads_give_the_methods_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", OURS)
+def test_pythons_threads_give_the_methods_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     job = work(ConvShape(2, 20, 13, 11, 17, 3, 3, padding=(1, 1)), activation="relu")
-    for name in OURS:
-        ready = bound(name, job, threads=2)
-        case = Case.random(ready.segment)
-        want = Stage(ready, case)()[0].clone()
-        monkeypatch.setattr(threads, "_found", lambda: ("Python threads", _python_threads()))
-        assert torch.equal(Stage(ready, case)()[0], want)
-        monkeypatch.undo()
+    ready, case = bound(name, job, device=cpu(2)), job.case()
+    want = Stage(ready, case)()[0].clone()
+    monkeypatch.setattr(threads, "_found", lambda: ("Python threads", _python_threads()))
+    assert torch.equal(Stage(ready, case)()[0], want)
 
 
 def test_entry_passes_the_pointer_on() -> None:

@@ -230,6 +230,41 @@ def test_threads_at_once_get_their_own(compiled: list[str]) -> None:
         assert f"IfLi{count}E" in unpack(built).symbol
 
 
+FIRST_OF_ALL = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from zeroskip.cuda.compile import build, unpack
+
+class SlowDisk:
+    def find_spec(self, name, path, target=None):
+        if name.startswith("cuda.core."):
+            time.sleep(0.01)
+
+sys.meta_path.insert(0, SlowDisk())
+
+def first(count):
+    time.sleep(0.05 * count)  # somebody comes at every moment of the import
+    return unpack(build(Path(sys.argv[1]), f"fill<{count}>", "sm_90a")).symbol
+
+with ThreadPoolExecutor(8) as pool:
+    print(len(set(pool.map(first, range(8)))), "kernels")
+"""
+
+
+def fresh(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a process of its own that finds what this one finds."""
+    known = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=known, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("run", range(3))
+def test_threads_may_compile_before_anything_is_imported(source: Path, tmp_path: Path, run: int) -> None:
+    """Without our lock cuda.core shows itself half-made to every thread but the one that imports it."""
+    done = fresh(FIRST_OF_ALL, str(source), XDG_CACHE_HOME=str(tmp_path / "xdg"))
+    assert done.stdout == "8 kernels\n", done.stderr[-2000:]
+
+
 # -- errors -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("broken", "expression", "arch", "words"),
@@ -308,5 +343,5 @@ def test_importing_imports_no_cuda() -> None:
         "import sys, zeroskip, zeroskip.cuda.compile, zeroskip.cuda.launch;"
         "sys.exit(', '.join(m for m in ('cuda.core', 'cuda.bindings.nvrtc', 'triton') if m in sys.modules) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = fresh(code)
     assert done.returncode == 0, done.stderr

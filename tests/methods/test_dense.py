@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from methods.jobs import EPILOGUES, GPU, Job
-from zeroskip.core.device import cpu, cuda
+from zeroskip.core.device import Device, cpu, cuda
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import ConvShape, Epilogue, Precision
@@ -18,7 +19,7 @@ from zeroskip.core.method import Candidate
 from zeroskip.methods.dense import cuda as dense_cuda
 from zeroskip.methods.dense.blocks import BLOCKS, likely
 from zeroskip.methods.dense.config import Blocks, DenseConfig, DensePacked
-from zeroskip.methods.dense.cuda import ProductRun
+from zeroskip.methods.dense.cuda import MOST_BLOCKS, ProductRun
 from zeroskip.methods.dense.method import METHOD
 
 FLAT = ConvShape(3, 37, 5, 7, 21, 1, 1)
@@ -223,16 +224,58 @@ def test_the_cpu_never_gets_a_library_of_the_gpu() -> None:
         assert {candidate.config.library for candidate in found} <= {"torch", "onednn"}
 
 
+@pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_likely_blocks_fit_the_device_and_grow_with_the_layer(precision: Precision) -> None:
+def test_likely_blocks_fit_the_device_and_grow_with_the_layer(precision: Precision, by_rows: bool) -> None:
     small = Job.of(ConvShape(1, 512, 7, 7, 512, 1, 1), precision=precision).layer
     large = Job.of(ConvShape(64, 64, 56, 56, 512, 1, 1), precision=precision).layer
     item = 2 if precision == "fp16" else 4
     for layer in (small, large):
-        found = likely(layer, GPU)
+        found = likely(layer, GPU, by_rows)
         assert found
         assert all(blocks.shared_bytes(item) <= GPU.shared_bytes for blocks in found)
-    assert likely(small, GPU)[0].m * likely(small, GPU)[0].n < likely(large, GPU)[0].m * likely(large, GPU)[0].n
+    areas = [found[0].m * found[0].n for found in (likely(small, GPU, by_rows), likely(large, GPU, by_rows))]
+    assert areas[0] < areas[1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "precision", "by_rows", "faster", "slower"),
+    [
+        (1, "fp32", True, (64, 32), (32, 32)),
+        (1, "fp32", False, (64, 32), (32, 32)),
+        (8, "fp32", True, (64, 64), (128, 128)),
+        (8, "fp32", False, (64, 64), (128, 128)),
+        (8, "fp32", True, (64, 64), (64, 32)),
+        (1, "tf32", False, (32, 32), (64, 64)),
+        (8, "tf32", False, (128, 64), (64, 64)),
+    ],
+)
+def test_blocks_are_ordered_as_they_were_measured(
+    batch: int, precision: Precision, by_rows: bool, faster: tuple[int, int], slower: tuple[int, int]
+) -> None:
+    """On an H100, torch 2.11, Triton 3.6; the pairs that are more than a tenth apart with and without a residual."""
+    layer = Job.of(ConvShape(batch, 128, 56, 56, 128, 1, 1), precision=precision).layer
+    found = [(blocks.m, blocks.n) for blocks in likely(layer, GPU, by_rows)]
+    assert found.index(faster) < found.index(slower)
+    assert found.index(faster) < MOST_BLOCKS
+
+
+def labels(job: Job, device: Device = GPU) -> list[tuple[str, str]]:
+    return [(item.config.library, item.config.order) for item in METHOD.configs(job.segment, device)]
+
+
+def test_a_planner_that_tries_only_some_meets_every_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense_cuda, "triton_runs", lambda: True)
+    libraries = [("torch", "nchw"), ("torch", "nhwc"), ("cublas", "nchw"), ("cublas", "nhwc")]
+    blocks = [("triton", "nhwc"), ("triton", "nchw")] * MOST_BLOCKS
+    assert labels(Job.of(FLAT)) == libraries + blocks
+    assert sorted(labels(Job.of(FLAT, precision="fp16"))[:4]) == sorted(libraries)
+    linear = Job.of(LINEAR, Epilogue(bias=True, activation="relu"), kind="linear")
+    assert labels(linear) == [("torch", "nchw"), ("cublas", "nchw")] + [("triton", "nchw")] * MOST_BLOCKS
+    assert labels(Job.of(SHAPES["3x3 stride 2"])) == libraries[:2]
+    assert labels(Job.of(FLAT), replace(GPU, shared_bytes=48 * 1024)) == libraries
+    configs = [item.config for item in METHOD.configs(Job.of(FLAT).segment, GPU)]
+    assert len(set(configs)) == len(configs)
 
 
 # -- with a GPU ------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class Fake(LayerMethod[FakeConfig, FakePacked]):
     ) -> None:
         self.add, self.refuses, self.fails, self.count = add, refuses, fails, configs
 
-    def supports(self, layer: Layer) -> str | None:
+    def supports(self, layer: Layer, device: Device) -> str | None:
         return self.refuses
 
     def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[FakeConfig]]:
@@ -97,7 +97,7 @@ class Pair(Method[FakeConfig, Any]):
     exploits: ClassVar[str] = "weights"
     config_type: ClassVar[type] = FakeConfig
 
-    def claim(self, graph: Graph, layers: Mapping[str, Layer], start: str) -> Sequence[Segment]:
+    def claim(self, graph: Graph, layers: Mapping[str, Layer], start: str, device: Device) -> Sequence[Segment]:
         following = [graph.node(name) for name in graph.users()[start]]
         if len(following) != 1 or following[0].op not in (CONV, LINEAR):
             raise Unsupported("no convolution reads it")
@@ -143,7 +143,7 @@ class Pair(Method[FakeConfig, Any]):
 def clock(times_us: Mapping[str, float]) -> Callable[..., Measurement]:
     """A timer under which every variant of a method takes ``times_us[method]``, and a later one a little longer."""
 
-    def timer(variants: Mapping[str, Callable[[], object]], rounds: int, threads: int) -> Measurement:
+    def timer(variants: Mapping[str, Callable[[], object]], rounds: int, device: Device) -> Measurement:
         found = {}
         for key in variants:
             method, _, index = key.partition("/")

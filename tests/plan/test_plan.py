@@ -16,7 +16,7 @@ from zeroskip.core.device import Device
 from zeroskip.core.errors import FileFormatError
 from zeroskip.plan.plan import Confirmation, Plan, Rejection, Step, weights_hash
 
-DEVICE = Device("cpu", "a machine (2 cores)", 2, 8, 16, 32768, 524288, 0.1, 17.0)
+DEVICE = Device("cpu", "a machine (2 cores)", 524288, 2, 8, 16, 32768, peak_tflops={"fp32": 0.1}, bandwidth_gbps=17.0)
 STEP = Step(
     ("conv1",),
     "3->8 3x3 @9x9 n1",
@@ -107,6 +107,12 @@ def test_a_busy_machine_is_said_to_be_busy() -> None:
     assert PLAN.confirmation is not None
     assert "busy" not in str(PLAN)
     assert "busy" in str(replace(PLAN, confirmation=replace(PLAN.confirmation, contended=True)))
+
+
+def test_a_gpu_has_no_threads() -> None:
+    plan = replace(PLAN, device=Device("cuda", "NVIDIA H100", 50 * 2**20, arch="sm_90a"), precision="fp32/tf32")
+    assert "NVIDIA H100, fp32/tf32, inputs 1x3x9x9" in str(plan)
+    assert "thread" not in plan.summary()[0]
 
 
 def test_step_finds_the_step_of_a_node_or_says_what_there_is() -> None:

@@ -139,7 +139,7 @@ METHODS = {"dense": DENSE, "fake": Fake()}
 
 
 def test_a_plan_fits_the_program_it_was_made_for(program: Program, plan: Plan) -> None:
-    validate(plan, program, METHODS)
+    validate(plan, program, METHODS, "cpu")
 
 
 def one_bit_off(tensor: Tensor) -> Tensor:
@@ -151,22 +151,22 @@ def one_bit_off(tensor: Tensor) -> Tensor:
 def test_other_weights_are_refused_with_the_way_out(program: Program, plan: Plan) -> None:
     other = Program(program.graph, {**program.tensors, "0.bias": one_bit_off(program.tensors["0.bias"])})
     with pytest.raises(ValueError, match=r"other weights.*replan=True"):
-        validate(plan, other, METHODS)
+        validate(plan, other, METHODS, "cpu")
 
 
 def test_other_shapes_are_refused_with_the_way_out(plan: Plan) -> None:
     other = program_of(thin(model(), 0.3), torch.randn(2, 4, 6, 7))
     with pytest.raises(ValueError, match=r"inputs of shape.*replan=True"):
-        validate(plan, other, METHODS)
+        validate(plan, other, METHODS, "cpu")
 
 
 def test_a_method_that_is_gone_is_named(program: Program, plan: Plan) -> None:
     with pytest.raises(ValueError, match=r"\['fake'\].*it has \['dense'\].*replan=True"):
-        validate(plan, program, {"dense": DENSE})
+        validate(plan, program, {"dense": DENSE}, "cpu")
 
 
 @pytest.mark.parametrize("change", ["missing", "twice"])
 def test_every_layer_is_covered_exactly_once(program: Program, plan: Plan, change: str) -> None:
     steps = plan.steps[1:] if change == "missing" else (*plan.steps, plan.steps[0])
     with pytest.raises(ValueError, match="exactly once"):
-        validate(replace(plan, steps=steps), program, METHODS)
+        validate(replace(plan, steps=steps), program, METHODS, "cpu")

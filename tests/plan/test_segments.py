@@ -40,7 +40,7 @@ def test_two_layers_run_as_one_step() -> None:
     plan = plan_with(program, "pair", "escort", methods=METHODS)
     assert [(step.method, step.nodes) for step in plan.steps] == [("pair", ("0", "1")), ("escort", ("3",))]
     assert plan.step("1").name == "0..1"
-    validate(plan, program, METHODS)
+    validate(plan, program, METHODS, "cpu")
     with torch.no_grad():
         assert distance(Engine([Variant(program, plan)], METHODS)(X), net(X)) < 1e-6
 
@@ -50,7 +50,7 @@ def test_a_layer_in_two_steps_is_refused() -> None:
     plan = plan_with(program, "pair", methods=METHODS)
     again = Step(("1",), "", 1.0, "dense", {}, "")
     with pytest.raises(ValueError, match="exactly once"):
-        validate(replace(plan, steps=(*plan.steps, again)), program, METHODS)
+        validate(replace(plan, steps=(*plan.steps, again)), program, METHODS, "cpu")
 
 
 def test_a_pair_wins_the_cover_of_a_real_graph_by_its_time() -> None:
@@ -62,7 +62,7 @@ def test_a_pair_wins_the_cover_of_a_real_graph_by_its_time() -> None:
         for name in layers:
             for method, time_us in ((METHODS["fake"], 10.0), (METHODS["pair"], pair_us)):
                 try:
-                    claimed = method.claim(program.graph, layers, name)
+                    claimed = method.claim(program.graph, layers, name, cpu(1))
                 except Unsupported:
                     continue
                 found.setdefault(name, []).extend(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from zeroskip.core.device import Device
@@ -48,7 +50,8 @@ def plan() -> Plan:
                     )
                 )
     steps.append(step("fc", "512->1000 1x1 @1x1 n1", 1.0, "dense", 96.0, 96.0))
-    device = Device("cpu", "AMD EPYC 7B13 (2 cores)", 1, 8, 16, 32768, 524288, 0.0952, 17.3)
+    device = Device("cpu", "AMD EPYC 7B13 (2 cores)", 524288, 1, 8, 16, 32768)
+    device = replace(device, peak_tflops={"fp32": 0.0952}, bandwidth_gbps=17.3)
     return Plan(
         device,
         "fp32",

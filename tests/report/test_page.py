@@ -145,4 +145,4 @@ def test_a_browser_labels_every_bar_and_reports_no_error(tmp_path: Path, plan: P
     assert bars == len(plan.steps) + sparse + sum(record.status == "OK" for record in records.records)
     labels = re.findall(r'<g class="textpoint"[^>]*>.*?</g>', done.stdout)
     assert len(labels) == bars
-    assert all(" ms" in re.sub(r"<[^>]*>", "", label) for label in labels)
+    assert all(re.search(" (ms|µs)", re.sub(r"<[^>]*>", "", label)) for label in labels)

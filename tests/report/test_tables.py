@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from zeroskip.core.record import Record, Times
 from zeroskip.report.records import RecordFile
-from zeroskip.report.tables import compare, describe, milliseconds, quartiles_us, table
+from zeroskip.report.tables import compare, describe, duration, milliseconds, quartiles_us, table
 
 CASE = {"kind": "layer", "name": "1x1", "density": 0.1, "threads": 2}
 
@@ -33,6 +33,15 @@ def test_a_wrong_baseline_is_no_baseline() -> None:
     (found,) = compare([wrong, record("dense", 400.0), record("escort", 100.0)])
     assert found.verdict(found.records["escort"]) == "4.00×"
     assert found.verdict(wrong) == "WRONG"
+
+
+def test_an_impossible_time_has_no_ratio_and_sets_none() -> None:
+    impossible = replace(record("escort", 0.1), status="IMPLAUSIBLE", reason="too fast")
+    (found,) = compare([impossible, record("dense", 400.0), replace(record("cublas", 0.1), status="IMPLAUSIBLE")])
+    assert found.verdict(impossible) == "IMPLAUSIBLE"
+    assert found.best_dense == found.records["dense"]
+    assert found.best_sparse is None
+    assert "IMPLAUSIBLE" in table([impossible]).rows[0]
 
 
 def test_without_a_baseline_there_is_no_ratio() -> None:
@@ -81,5 +90,8 @@ def test_markdown_keeps_its_columns_whatever_a_name_holds(records: RecordFile) -
 def test_words_and_numbers() -> None:
     assert describe(CASE | {"mask": "random", "c": 128}) == "1x1, 90% zeros, 2 threads"
     assert describe(CASE | {"mask": "trained:net.npz"}) == "1x1, trained:net.npz mask, 2 threads"
+    gpu = {"name": "64,32,12544", "density": 0.1, "batch": 8, "precision": "tf32", "cache": "cold", "device": "cuda"}
+    assert describe(gpu) == "64,32,12544, 90% zeros, batch 8, tf32, cold"
+    assert (duration(3.149), duration(99.99), duration(100.0)) == ("3.15 µs", "99.99 µs", "0.100 ms")
     assert (milliseconds(1234.5), milliseconds(123456.0)) == ("1.234", "123.5")
     assert quartiles_us(Times((4.0, 1.0, 3.0, 2.0), "cpu")) == (2.0, 3.0)

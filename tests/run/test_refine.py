@@ -10,7 +10,7 @@ from torch import nn
 
 from contract.cases import program_of, thin
 from plan.fakes import Fake, clock
-from zeroskip.core.device import cpu
+from zeroskip.core.device import Device, cpu
 from zeroskip.core.record import Times
 from zeroskip.measure.timer import Measurement
 from zeroskip.methods import registry
@@ -32,14 +32,14 @@ def refined(tuning: Tuning, monkeypatch: pytest.MonkeyPatch, changed_us: float) 
     """The methods of the refined plan, and how many exchanges were measured, if each takes ``changed_us`` for 100."""
     measured = []
 
-    def timer(calls: Mapping[str, Callable[[], object]], rounds: int, threads: int) -> Measurement:
+    def timer(calls: Mapping[str, Callable[[], object]], rounds: int, device: Device, captured: bool) -> Measurement:
         measured.append(1)
         assert all(isinstance(call(), torch.Tensor) for call in calls.values())
         first, *others = calls
         times = {first: 100.0} | dict.fromkeys(others, changed_us)
         return Measurement({name: Times((value,) * 3, "cpu") for name, value in times.items()}, False)
 
-    monkeypatch.setattr(module, "measure", timer)
+    monkeypatch.setattr(module, "compare", timer)
     plan = module.refine(tuning, best_plan(tuning), (X,), METHODS, {})
     return [step.method for step in plan.steps], len(measured)
 

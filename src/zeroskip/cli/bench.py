@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zeroskip.cli.options import Json
-from zeroskip.cli.show import out, out_json, out_table, progress
+from zeroskip.cli.show import Progress, out, out_json, out_table, progress
 
 
 def bench(
@@ -20,7 +22,7 @@ def bench(
 ) -> None:
     """Measure a suite of cases.
 
-    Every method in turns, each checked before it is timed. The threads are those of the suite.
+    Every method in turns, each checked before it is timed. Device, precision and threads are the suite's.
     """
     from zeroskip.core.jsonable import to_json
     from zeroskip.report.bench import run_suite
@@ -28,7 +30,8 @@ def bench(
     from zeroskip.report.tables import table
 
     with progress(f"measuring {suite.name}") as bar, Writer(to) as writer:
-        run_suite(suite, writer, budget_seconds=budget, resume=resume, progress=bar)
+        shown = bar if sys.stderr.isatty() else _lines(time.perf_counter())
+        run_suite(suite, writer, budget_seconds=budget, resume=resume, progress=shown)
     results = read(to)
     if as_json:
         out_json(to_json(results))
@@ -36,3 +39,14 @@ def bench(
     found = table(results.records)
     out_table(found.head, found.rows, found.numbers)
     out(f"written to {to}")
+
+
+def _lines(started: float) -> Progress:
+    """For a log: what is measured now, and when it was begun."""
+
+    def show(done: int, total: int, now: str) -> None:
+        if now:
+            sys.stderr.write(f"{time.perf_counter() - started:6.1f} s  {done + 1}/{total}  {now}\n")
+            sys.stderr.flush()
+
+    return show

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zeroskip.cli.options import Json, Model, Threads, Weights
+from zeroskip.cli.options import Dtype, Json, Model, On, Precision, Threads, Weights
 from zeroskip.cli.show import out, out_plan, progress
 
 
@@ -16,6 +16,9 @@ def compile_model(
     to: Annotated[Path, typer.Option("--out", help="Where the engine goes: model.zsk.")],
     weights: Weights = None,
     shape: Annotated[str, typer.Option(help="Shape of the input.")] = "1,3,224,224",
+    device: On = "cpu",
+    dtype: Dtype = "float32",
+    precision: Precision = None,
     threads: Threads = None,
     plan: Annotated[Path | None, typer.Option(help="Write the plan here too, as JSON.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write a report here, as HTML.")] = None,
@@ -28,11 +31,12 @@ def compile_model(
     import torch
 
     import zeroskip
-    from zeroskip.cli.models import build
+    from zeroskip.cli.models import build, place
 
     network, example = build(model, weights), torch.rand(sizes(shape))
+    network, example = network.to(place(device), getattr(torch, dtype)), example.to(device, getattr(torch, dtype))
     with progress(f"compiling {model}") as bar:
-        engine = zeroskip.compile(network, example, threads=threads, progress=bar)
+        engine = zeroskip.compile(network, example, precision=precision, threads=threads, progress=bar)
     engine.save(to)
     if plan is not None:
         plan.write_text(engine.plan.to_json())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from zeroskip.core.errors import FileFormatError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -39,3 +40,16 @@ def build(name: str, weights: Path | None) -> nn.Module:
         except RuntimeError as error:
             raise ValueError(f"{weights}: not the weights of {name}: {error}") from error
     return model
+
+
+def place(device: str) -> torch.device:
+    """The device "cpu" or "cuda".
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    import torch
+
+    from zeroskip.core.device import cuda
+
+    return torch.device("cpu") if device == "cpu" else cuda().torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,9 +20,12 @@ def run(
     source: Annotated[Path | None, typer.Option("--input", help="A .npy array or an image; random by default.")] = None,
     to: Annotated[Path | None, typer.Option("--output", help="Write the output here, as .npy.")] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How often to time it; the median is shown.")] = 10,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="Refuse an engine that was compiled for another device.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run an engine once, then time it.
+    """Run an engine once, then time it, on the kind of device that it was compiled for.
 
     An image is scaled and cropped around its centre to the engine's input, with values from 0 to 1. Mean and standard
     deviation are not taken out: a network that wants them wants an array.
@@ -31,28 +34,37 @@ def run(
     import torch
 
     import zeroskip
-    from zeroskip.measure.timer import measure
+    from zeroskip.run.graphs import obstacle
+    from zeroskip.run.timing import compare
 
-    engine = zeroskip.load(file)
-    shapes, threads = engine.plan.input_shapes, engine.plan.device.threads
-    inputs = tuple(torch.rand(shape) for shape in shapes) if source is None else (read_input(source, shapes),)
+    engine = zeroskip.load(file, device)
+    plan, program = engine.plan, engine.variants[0].program
+    shapes, machine = plan.input_shapes, plan.device
+    given = [torch.rand(shape) for shape in shapes] if source is None else [read_input(source, shapes)]
+    dtypes = [getattr(torch, program.graph.values[name].dtype) for name in program.graph.inputs]
+    # A file cannot hold every kind of float; what is no float is a mistake, and the engine says so.
+    inputs = [
+        x.to(engine.device, dtype if x.is_floating_point() else x.dtype) for x, dtype in zip(given, dtypes, strict=True)
+    ]
     with progress(f"running {file.name}"), torch.no_grad():
         result = engine(*inputs)
-        timed = measure({"engine": lambda: engine(*inputs)}, repeat, threads)
+        timed = compare({"engine": engine.work(*inputs)}, repeat, machine, obstacle(program) is None)
     if to is not None:
         if not isinstance(result, torch.Tensor):
             raise ValueError(
                 f"--output: the engine returns a {type(result).__name__}, only one tensor can be written: "
                 "call the engine from Python"
             )
-        numpy.save(to, result.numpy())
+        numpy.save(to, (result.float() if result.dtype == torch.bfloat16 else result).numpy(force=True))
     times = timed.times["engine"]
     facts = {
         "output": _described(result),
         "median_ms": times.median_us / 1e3,
         "spread": times.spread,
         "repeat": repeat,
-        "threads": threads,
+        "device": machine.name,
+        "precision": plan.precision,
+        "threads": machine.threads,
         "contended": timed.contended,
     }
     if as_json:
@@ -61,7 +73,7 @@ def run(
     busy = "  (the machine was busy: do not compare this time)" if timed.contended else ""
     out(
         f"output {facts['output']}\n{times.median_us / 1e3:.3f} ms ±{times.spread / 2:.0%}, median of {repeat}, "
-        f"{threads} thread{'s' * (threads != 1)}{busy}"
+        f"{plan.machine}{busy}"
     )
 
 

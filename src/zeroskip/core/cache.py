@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -39,9 +40,10 @@ class BuildCache:
             if not self._trusted():
                 return None
             data = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # gone since
+            os.utime(path)
         content = data[_DIGEST:]
         return content if hashlib.sha256(content).digest() == data[:_DIGEST] else None
 
@@ -54,13 +56,14 @@ class BuildCache:
                     "not caching in %s: it must belong to this user and be writable by no one else", self.folder
                 )
                 return
-            handle, temporary = tempfile.mkstemp(dir=self.folder)
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(content).digest() + content)
-            os.replace(temporary, self.folder / self._name(key))
-            self._shrink()
+            self._write(self.folder / self._name(key), hashlib.sha256(content).digest() + content)
         except OSError as error:
             log.warning("not cached in %s: %s", self.folder, error)
+            return
+        try:
+            self._shrink()
+        except OSError as error:
+            log.warning("%s was not searched for old entries: %s", self.folder, error)
 
     @staticmethod
     def _name(key: tuple[str, ...]) -> str:
@@ -71,10 +74,25 @@ class BuildCache:
         mine = not hasattr(os, "getuid") or facts.st_uid == os.getuid()
         return mine and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
+    def _write(self, path: Path, data: bytes) -> None:
+        handle, temporary = tempfile.mkstemp(dir=self.folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.replace(temporary, path)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
     def _shrink(self) -> None:
-        # Not the temporary files: they are being written.
-        paths = [path for path in self.folder.iterdir() if len(path.name) == 2 * _DIGEST]
-        entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in paths]
+        """Other processes may be doing the same: entries go while this one looks at them."""
+        entries = []
+        for path in self.folder.iterdir():
+            if len(path.name) == 2 * _DIGEST:  # others are temporary and being written
+                with contextlib.suppress(FileNotFoundError):
+                    facts = path.stat()
+                    if stat.S_ISREG(facts.st_mode):
+                        entries.append((facts.st_mtime_ns, facts.st_size, path))
         excess = sum(size for _, size, _ in entries) - MOST_BYTES
         for _, size, path in sorted(entries):
             if excess <= 0:

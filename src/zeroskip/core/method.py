@@ -71,6 +71,8 @@ class Method(ABC, Generic[ConfigT, PackedT]):
     exploits: ClassVar[str]
     """"weights", "inputs", "both", or "nothing" for a dense library."""
     config_type: ClassVar[type]
+    reproducible: ClassVar[bool] = True
+    """Two calls on the same inputs give the same bits.  What is not is measured, and run only if asked for by name."""
 
     @abstractmethod
     def claim(self, graph: Graph, layers: Mapping[str, Layer], start: str, device: Device) -> Sequence[Segment]:

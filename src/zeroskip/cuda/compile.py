@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib
 import io
 import json
 import re
+import threading
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from zeroskip._version import __version__
 from zeroskip.core.cache import BuildCache
@@ -20,6 +23,7 @@ from zeroskip.core.jsonable import from_json
 INCLUDE = Path(__file__).parent / "include"
 """Device code shared by the methods: ``#include <zeroskip/types.cuh>``."""
 
+_importing = threading.Lock()
 _ADVICE = "pip install 'zeroskip[cuda]' nvidia-cuda-nvrtc nvidia-nvjitlink nvidia-cuda-runtime"
 
 
@@ -143,6 +147,16 @@ def ready() -> str | None:
     return None
 
 
+def imported(name: str) -> Any:
+    """The module ``name`` of CUDA's Python packages, whole.  Every import of them in this folder goes through here.
+
+    Early in its own import cuda.core (1.2) takes over the ``__spec__`` of a submodule that is done: Python then holds
+    no other thread back, which finds cuda.core without most of its names.
+    """
+    with _importing:
+        return importlib.import_module(name)
+
+
 @functools.cache
 def toolkit() -> Toolkit:
     """NVRTC and the CUDA headers: from pip's wheels (torch brings them), conda, CUDA_HOME or /usr/local/cuda.
@@ -151,10 +165,8 @@ def toolkit() -> Toolkit:
         Unsupported: something is missing; the message says what to install.
     """
     try:
-        import cuda.core  # noqa: F401  (not used here, but its own needs are checked by importing it)
-        from cuda.bindings import nvrtc
-
-        from cuda import pathfinder
+        imported("cuda.core")  # not used here, but its own needs are checked by importing it
+        nvrtc, pathfinder = imported("cuda.bindings.nvrtc"), imported("cuda.pathfinder")
     except ImportError as error:
         raise Unsupported(f"compiling CUDA code needs cuda-core ({error}): {_ADVICE}") from error
     try:
@@ -207,19 +219,19 @@ def _headers(folder: Path) -> str:
 
 
 def _compile(source: Path, text: str, expression: str, arch: str, tools: Toolkit) -> bytes:
-    from cuda.core import Program, ProgramOptions
-
+    core = imported("cuda.core")
     name, log = f"{source.parent.name}/{source.name}", io.StringIO()
-    options = ProgramOptions(
+    options = core.ProgramOptions(
         name=name,
         arch=arch,
         std="c++17",
         include_path=[str(INCLUDE), str(source.parent), str(tools.include)],
         no_source_include=True,  # that folder would be the working folder
         ptxas_options=["-v"],
+        no_cache=True,  # what the driver has cached comes without a log; the user's build cache is ours
     )
     try:
-        code = Program(text, "c++", options).compile("cubin", name_expressions=(expression,), logs=log)
+        code = core.Program(text, "c++", options).compile("cubin", name_expressions=(expression,), logs=log)
     except Exception as error:  # cuda.core has errors of its own in a private module, and lets others through
         raise CompileError(f"{name}: {expression} did not compile for {arch}", str(error).replace("\0", "")) from error
     symbol = code.symbol_mapping[expression].decode()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from zeroskip.core.errors import Unsupported
-from zeroskip.cuda.compile import unpack
+from zeroskip.cuda.compile import imported, unpack
 
 Triple = tuple[int, int, int]
 
@@ -30,13 +30,11 @@ class Kernel:
     """One compiled kernel in this process, for every GPU of its architecture.  Made by ``load``."""
 
     def __init__(self, built: bytes) -> None:
-        from cuda.bindings import driver
-        from cuda.core import ObjectCode, launch
-
+        core, driver = imported("cuda.core"), imported("cuda.bindings.driver")
         unpacked = unpack(built)
         _give_context()
         try:
-            self._kernel = ObjectCode.from_cubin(unpacked.cubin).get_kernel(unpacked.symbol)
+            self._kernel = core.ObjectCode.from_cubin(unpacked.cubin).get_kernel(unpacked.symbol)
             self._sizes = tuple(info.size for info in self._kernel.arguments_info)
             # CUDA would load the code at the first launch, which may be inside the capture of a graph.
             (status, _) = driver.cuKernelGetFunction(self._kernel.handle)
@@ -47,7 +45,7 @@ class Kernel:
             gpu = torch.cuda.get_device_name()
             raise Unsupported(f"{unpacked.symbol} was compiled for {unpacked.arch}, {gpu} refuses it: {refusal}")
         self.symbol, self.resources = unpacked.symbol, unpacked.resources
-        self._start = launch
+        self._start = core.launch
         self._checked = False
         self._shared_bytes: dict[int, int] = {}  # dynamic shared memory granted so far, by GPU
 
@@ -98,8 +96,7 @@ class Kernel:
     def _grant(self, shared_bytes: int, device: int) -> None:
         if shared_bytes <= self._shared_bytes.get(device, 0):
             return
-        from cuda.bindings import driver
-
+        driver = imported("cuda.bindings.driver")
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         (status,) = driver.cuKernelSetAttribute(attribute, shared_bytes, self._kernel.handle, device)
         if status != driver.CUresult.CUDA_SUCCESS:
@@ -147,15 +144,13 @@ def _integer(value: Any) -> np.int32:
 
 @functools.lru_cache(4096)
 def _config(grid: Triple, block: Triple, cluster: Triple | None, shared_bytes: int, dependent: bool) -> Any:
-    from cuda.core import LaunchConfig
-
     if cluster is not None:
         if any(blocks % size for blocks, size in zip(grid, cluster, strict=True)):
             raise ValueError(f"clusters of {cluster} blocks do not divide a grid of {grid} blocks")
         # cuda.core counts the grid in clusters
         x, y, z = (blocks // size for blocks, size in zip(grid, cluster, strict=True))
         grid = (x, y, z)
-    return LaunchConfig(
+    return imported("cuda.core").LaunchConfig(
         grid=grid,
         block=block,
         cluster=cluster,
@@ -168,14 +163,10 @@ def _config(grid: Triple, block: Triple, cluster: Triple | None, shared_bytes: i
 @functools.lru_cache(256)
 def _stream(device: int, handle: int) -> Any:
     """cuda.core's view of a stream; it remembers its device, and handle 0 is every device's default stream."""
-    from cuda.core import Stream
-
-    return Stream.from_handle(handle)
+    return imported("cuda.core").Stream.from_handle(handle)
 
 
 def _give_context() -> None:
     """Torch's context for this thread: torch itself sets it at a thread's first operator, which may come later."""
-    from cuda.core import Device
-
-    Device(torch.cuda.current_device()).set_current()
+    imported("cuda.core").Device(torch.cuda.current_device()).set_current()
     _thread.has_context = True

@@ -6,6 +6,7 @@ and the graph is replayed.  Nothing else is inside the interval.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections import deque
@@ -93,17 +94,22 @@ def capture(call: Call) -> tuple[torch.cuda.CUDAGraph, Any]:
     """
     from cuda.bindings import driver
 
-    graph = torch.cuda.CUDAGraph(keep_graph=True)
-    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    graph, pool = torch.cuda.CUDAGraph(keep_graph=True), torch.cuda.graph_pool_handle()
+    device = torch.cuda.current_device()
+    stream = _stream(device)
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
+    with torch.cuda.stream(stream), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # said below
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             kept = call()
-        finally:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # said below
+        except BaseException:
+            try:
                 graph.capture_end()
+            except RuntimeError:  # the capture is invalid, and torch's allocator still believes in it
+                torch._C._cuda_endAllocateToPool(device, pool)
+            raise
+        graph.capture_end()
     error, _, count = driver.cuGraphGetNodes(graph.raw_cuda_graph(), 0)
     if error != driver.CUresult.CUDA_SUCCESS or not count:
         raise ZeroskipError(
@@ -112,6 +118,12 @@ def capture(call: Call) -> tuple[torch.cuda.CUDAGraph, Any]:
     graph.instantiate()
     torch.cuda.current_stream().wait_stream(stream)
     return graph, kept
+
+
+@functools.cache
+def _stream(device: int) -> Any:
+    """The one that is captured on: torch keeps workspaces for every stream that cuBLAS has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def measure(variants: Mapping[str, Call], rounds: int) -> dict[str, Times]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -27,16 +28,34 @@ class Program:
             if node.op in (CONV, LINEAR) and node.conv is not None:
                 epilogue = Epilogue(node.args[2] is not None, node.conv.activation, node.conv.residual)
                 weight = self.tensors[node.args[1].ref]
-                precision = PRECISIONS[str(weight.dtype).removeprefix("torch.")]
                 found[node.name] = Layer(
                     node.name,
                     "linear" if node.op == LINEAR else "conv2d",
                     self.graph.shape(node),
-                    precision,
+                    self.precision(node),
                     Sparsity.of(weight),
                     epilogue,
                 )
         return found
+
+    def precision(self, node: Node) -> Precision:
+        """Of a ``conv2d`` or ``linear`` node."""
+        assert node.conv is not None
+        found = PRECISIONS[self.graph.parameters[node.args[1].ref].dtype]
+        return "tf32" if found == "fp32" and node.conv.tf32 else found
+
+    @property
+    def precisions(self) -> str:
+        """Of all its layers, joined by slashes."""
+        return "/".join(sorted({self.precision(node) for node in self.graph.nodes if node.conv is not None}))
+
+    def with_tf32(self, ops: Collection[str]) -> Program:
+        """The same program with TF32 allowed in the layers of these operators, and in no others."""
+        nodes = [
+            node if node.conv is None else replace(node, conv=replace(node.conv, tf32=node.op in ops))
+            for node in self.graph.nodes
+        ]
+        return Program(self.graph.with_nodes(nodes), self.tensors)
 
     def with_tensor(self, name: str, tensor: Tensor) -> Program:
         """The same program with one tensor more, or another in its place."""

@@ -7,13 +7,33 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from zeroskip.core.graph import Graph
+import torch
+
+from zeroskip.core.device import Device
+from zeroskip.core.graph import Graph, Value
 from zeroskip.core.layout import Layout
 from zeroskip.plan.tune import Option
 
-COPY_GBPS = 8.0
-"""A cautious rate for copying a tensor into another layout, read and written."""
 SWEEPS = 4
+
+
+@dataclass(frozen=True)
+class CopyCost:
+    """What copying a tensor into another layout takes: a cautious rate, read and written, and the least time."""
+
+    gbps: float = 8.0
+    least_us: float = 0.0
+
+    @staticmethod
+    def on(device: Device) -> CopyCost:
+        """8 GB/s on a CPU.  On a GPU a launch, and half of what memory gives."""
+        if device.kind == "cpu":
+            return CopyCost()
+        return CopyCost((device.bandwidth_gbps or 1000.0) / 2, 2.0)
+
+    def us(self, value: Value) -> float:
+        item: int = getattr(torch, value.dtype).itemsize
+        return self.least_us + 2 * item * math.prod(value.shape) / self.gbps / 1e3
 
 
 @dataclass(frozen=True)
@@ -24,7 +44,7 @@ class Choice:
     total_us: float
 
 
-def cover(graph: Graph, options: Mapping[str, Sequence[Option]]) -> Choice:
+def cover(graph: Graph, options: Mapping[str, Sequence[Option]], copies: CopyCost = CopyCost()) -> Choice:
     """Choose segments so that every layer is run exactly once and the sum of times is least.
 
     Args:
@@ -55,7 +75,7 @@ def cover(graph: Graph, options: Mapping[str, Sequence[Option]]) -> Choice:
         return min(results, key=lambda result: result[0], default=(math.inf, ()))
 
     _, chosen = best(0, frozenset())
-    return _settle(graph, list(chosen), options)
+    return _settle(graph, list(chosen), options, copies)
 
 
 def _best_of_each_segment(options: Sequence[Option]) -> list[Option]:
@@ -67,7 +87,7 @@ def _best_of_each_segment(options: Sequence[Option]) -> list[Option]:
     return list(by_nodes.values())
 
 
-def _settle(graph: Graph, chosen: list[Option], options: Mapping[str, Sequence[Option]]) -> Choice:
+def _settle(graph: Graph, chosen: list[Option], options: Mapping[str, Sequence[Option]], copies: CopyCost) -> Choice:
     """Change one option at a time while that lowers the total with conversions."""
     for _ in range(SWEEPS):
         changed = False
@@ -77,32 +97,33 @@ def _settle(graph: Graph, chosen: list[Option], options: Mapping[str, Sequence[O
             ]
 
             def price(option: Option, index: int = index) -> float:
-                return option.time_us + _conversions_us(graph, [*chosen[:index], option, *chosen[index + 1 :]], option)
+                around = [*chosen[:index], option, *chosen[index + 1 :]]
+                return option.time_us + _conversions_us(graph, around, option, copies)
 
             cheapest = min(alternatives, key=price)
             if price(cheapest) < price(current):
                 chosen[index], changed = cheapest, True
         if not changed:
             break
-    total = sum(option.time_us for option in chosen) + conversions_us(graph, chosen)
+    total = sum(option.time_us for option in chosen) + conversions_us(graph, chosen, copies)
     return Choice(tuple(chosen), total)
 
 
-def conversions_us(graph: Graph, chosen: Sequence[Option]) -> float:
+def conversions_us(graph: Graph, chosen: Sequence[Option], copies: CopyCost = CopyCost()) -> float:
     """Estimated time of every copy between layouts that ``chosen`` implies."""
     produced = _produced(chosen)
     return sum(
-        _copy_us(graph, name, produced.get(name), want)
+        _copy_us(graph.values[name], produced.get(name), want, copies)
         for option in chosen
         for name, want in zip(option.segment.inputs, option.candidate.inputs, strict=True)
     )
 
 
-def _conversions_us(graph: Graph, chosen: Sequence[Option], around: Option) -> float:
+def _conversions_us(graph: Graph, chosen: Sequence[Option], around: Option, copies: CopyCost) -> float:
     """The same, for the edges that touch one option."""
     produced, mine = _produced(chosen), set(around.segment.outputs)
     return sum(
-        _copy_us(graph, name, produced.get(name), want)
+        _copy_us(graph.values[name], produced.get(name), want, copies)
         for option in chosen
         for name, want in zip(option.segment.inputs, option.candidate.inputs, strict=True)
         if option is around or name in mine
@@ -117,7 +138,7 @@ def _produced(chosen: Sequence[Option]) -> dict[str, Layout]:
     }
 
 
-def _copy_us(graph: Graph, name: str, have: Layout | None, want: Layout) -> float:
+def _copy_us(value: Value, have: Layout | None, want: Layout, copies: CopyCost) -> float:
     """0 where the consumer can read what the producer leaves; torch operators leave contiguous NCHW."""
     have = have or Layout("nchw")
     if want.order == "any" or have.order == "any":
@@ -125,5 +146,4 @@ def _copy_us(graph: Graph, name: str, have: Layout | None, want: Layout) -> floa
     same = have.order == want.order
     if same and (not want.halo or want.halo == (0, 0) or have.writes_halo):
         return 0.0
-    elements = math.prod(graph.values[name].shape)
-    return 2 * 4 * elements / COPY_GBPS / 1e3
+    return copies.us(value)

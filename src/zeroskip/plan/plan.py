@@ -130,18 +130,24 @@ class Plan:
         lines.insert(1, "-" * max(len(line) for line in lines[:1]))
         return "\n".join([*lines, "", *self.summary()])
 
+    @property
+    def machine(self) -> str:
+        """What it runs on and how, for people: "a CPU (8 cores), 2 threads, fp32"."""
+        threads = f", {self.device.threads} thread{'s' * (self.device.threads != 1)}"
+        return f"{self.device.name}{threads if self.device.kind == 'cpu' else ''}, {self.precision}"
+
     def summary(self) -> list[str]:
         """The verdict in a few lines."""
         lines = [
-            f"{self.device.name}, {self.device.threads} thread{'s' * (self.device.threads != 1)}, {self.precision}, "
+            f"{self.machine}, "
             f"inputs {', '.join('x'.join(map(str, shape)) for shape in self.input_shapes)}, "
             f"planned in {self.tune_seconds:.1f} s"
         ]
         if found := self.confirmation:
             warning = "  (the machine was busy: take no ratio from this)" if found.contended else ""
             lines.append(
-                f"whole model: {found.engine_us / 1e3:.2f} ms; dense engine {found.dense_engine_us / 1e3:.2f} ms; "
-                f"torch {found.torch_us / 1e3:.2f} ms; {found.speedup:.2f}x over torch, of which zeros "
+                f"whole model: {_ms(found.engine_us)} ms; dense engine {_ms(found.dense_engine_us)} ms; "
+                f"torch {_ms(found.torch_us)} ms; {found.speedup:.2f}x over torch, of which zeros "
                 f"{found.dense_engine_us / found.engine_us:.2f}x{warning}"
             )
         return [*lines, *self.notes]

@@ -19,7 +19,7 @@ from zeroskip.core.layer import Layer
 from zeroskip.core.method import AnyMethod, layer_parameters
 from zeroskip.measure.timer import Timer, measure
 from zeroskip.model.program import Program
-from zeroskip.plan.cover import Choice, cover
+from zeroskip.plan.cover import Choice, CopyCost, cover
 from zeroskip.plan.plan import Plan, Rejection, Step, weights_hash
 from zeroskip.plan.tune import Option, Tuned, tune
 
@@ -60,7 +60,7 @@ def tune_program(
     contended = False
     for done, name in enumerate(layers):
         progress(done, len(layers), name)
-        claims, reasons = _claims(graph, layers, name, methods)
+        claims, reasons = _claims(graph, layers, name, methods, device)
         found: list[Option] = []
         for segment, able in claims.items():
             if len(segment.layers) > 1:
@@ -88,12 +88,13 @@ def _claims(
     layers: Mapping[str, Layer],
     name: str,
     methods: Mapping[str, AnyMethod],
+    device: Device,
 ) -> tuple[dict[Segment, dict[str, AnyMethod]], list[Rejection]]:
     claims: dict[Segment, dict[str, AnyMethod]] = {}
     reasons = []
     for method_name, method in methods.items():
         try:
-            for segment in method.claim(graph, layers, name):
+            for segment in method.claim(graph, layers, name, device):
                 claims.setdefault(segment, {})[method_name] = method
         except Unsupported as reason:
             reasons.append(Rejection(method_name, str(reason)))
@@ -102,24 +103,31 @@ def _claims(
 
 def best_plan(tuning: Tuning) -> Plan:
     """The cheapest cover by the measured times."""
-    return _plan(tuning, cover(tuning.program.graph, tuning.options))
+    return _plan(tuning, cover(tuning.program.graph, tuning.options, CopyCost.on(tuning.device)))
 
 
 def dense_plans(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> list[Plan]:
-    """Covers by methods that skip nothing: the cheapest, and those that keep one layout throughout."""
+    """Covers that skip nothing: the cheapest, and those that keep one layout throughout.
+
+    A layer without zeros may be run by any method: there is nothing to skip, and its gain is not due to zeros.
+    """
     dense = {name for name, method in methods.items() if method.exploits == "nothing"}
+
+    def skips_nothing(option: Option) -> bool:
+        return option.method in dense or all(layer.weights.density == 1 for layer in option.segment.layers)
+
     plans: list[Plan] = []
     for order in (None, "nchw", "nhwc"):
         options = {
             name: [
                 option
                 for option in found
-                if option.method in dense and (order is None or option.candidate.outputs[0].order in (order, "any"))
+                if skips_nothing(option) and (order is None or option.candidate.outputs[0].order in (order, "any"))
             ]
             for name, found in tuning.options.items()
         }
         if all(options.values()):
-            plan = _plan(tuning, cover(tuning.program.graph, options))
+            plan = _plan(tuning, cover(tuning.program.graph, options, CopyCost.on(tuning.device)))
             if all(plan.steps != other.steps for other in plans):
                 plans.append(plan)
     return plans
@@ -130,23 +138,22 @@ def _plan(tuning: Tuning, choice: Choice) -> Plan:
     shapes = tuple(program.graph.values[name].shape for name in program.graph.inputs)
     return Plan(
         tuning.device,
-        "/".join(sorted({layer.precision for layer in tuning.layers.values()})),
+        program.precisions,
         shapes,
         tuple(step_of(tuning, option) for option in choice.options),
         weights_hash(program.tensors),
-        versions(),
+        versions(tuning.device),
         tune_seconds=tuning.seconds,
     )
 
 
-def versions() -> dict[str, str]:
-    """Of everything that may change what a plan means."""
-    return {
-        "zeroskip": __version__,
-        "source": source_hash(),
-        "torch": torch.__version__,
-        "llvmlite": metadata.version("llvmlite"),
-    }
+def versions(device: Device) -> dict[str, str]:
+    """Of everything that may change what a plan for ``device`` means."""
+    found = {"zeroskip": __version__, "source": source_hash(), "torch": torch.__version__}
+    if device.kind == "cpu":
+        return {**found, "llvmlite": metadata.version("llvmlite")}
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return {**found, "cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
 
 
 def step_of(tuning: Tuning, option: Option) -> Step:
@@ -173,7 +180,7 @@ def step_of(tuning: Tuning, option: Option) -> Step:
         _why(layer, option, fastest),
         option.time_us,
         dense_us,
-        option.cost.seconds(tuning.device) * 1e6,
+        option.cost.seconds(tuning.device, layer.precision) * 1e6,
         option.cost.flops,
         option.cost.bytes_read + option.cost.bytes_written,
         option.pack_seconds,
@@ -193,14 +200,21 @@ def _why(layer: Layer, option: Option, fastest: Mapping[str, float]) -> str:
     return f"fastest, {min(others) / option.time_us:.2f}x the next ({zeros})"
 
 
-def validate(plan: Plan, program: Program, methods: Mapping[str, AnyMethod]) -> None:
+def validate(plan: Plan, program: Program, methods: Mapping[str, AnyMethod], kind: str) -> None:
     """Check that ``plan`` was made for ``program`` on this library.
 
+    Args:
+        kind: of device the model is on, "cpu" or "cuda".
+
     Raises:
-        ValueError: other weights, other shapes, a method that is gone; the message says what to do.
+        ValueError: another kind of device, other weights, other shapes, other precisions, a method that is gone; the
+            message says what to do.
     """
-    if plan.device.kind != "cpu":
-        raise ValueError(f"this plan is for {plan.device.kind}, this version runs on the cpu: compile the model here")
+    if plan.device.kind != kind:
+        raise ValueError(
+            f"this plan was made for {plan.device.kind} ({plan.device.name}), the model is on {kind}: move model and "
+            f"example with .to({plan.device.kind!r}), or compile with replan=True to measure again"
+        )
     found = weights_hash(program.tensors)
     if found != plan.weights_hash:
         raise ValueError(
@@ -212,6 +226,11 @@ def validate(plan: Plan, program: Program, methods: Mapping[str, AnyMethod]) -> 
         raise ValueError(
             f"this plan is for inputs of shape {plan.input_shapes}, the example has {shapes}: "
             "compile with replan=True to measure again"
+        )
+    if plan.precision != program.precisions:
+        raise ValueError(
+            f"this plan is for layers in {plan.precision}, the model has them in {program.precisions}: compile with "
+            "the precision of the plan, or with replan=True to measure again"
         )
     covered = [name for step in plan.steps for name in step.nodes]
     layers = program.graph.names(CONV, LINEAR)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +21,14 @@ from zeroskip.core.device import Device
 from zeroskip.core.errors import ZeroskipError
 from zeroskip.core.graph import Segment
 from zeroskip.core.method import AnyMethod, Candidate
-from zeroskip.measure.bound import Bound, Case, Oracle, Stage, bind, check, packed_bytes
+from zeroskip.cuda.compile import ready as compiler
+from zeroskip.measure.bound import Bound, Case, Oracle, Prepared, Stage, bind, check, packed_bytes, prepare
 from zeroskip.measure.timer import Timer, once
 from zeroskip.plan.plan import Rejection
 
-MOST_CANDIDATES = 8
-"""Of one method: the likeliest ones by its own estimate."""
+MOST_CANDIDATES = {"cpu": 8, "cuda": 24}
+"""Of one method: the likeliest ones by its own estimate.  A run takes microseconds on a GPU, and its kernels compile
+side by side."""
 FINALISTS = 3
 """Of one method, after one quick run of each candidate: they go into the interleaved measurement."""
 FINAL_SECONDS = 0.6
@@ -50,49 +57,134 @@ class Tuned:
     rejected: tuple[Rejection, ...]
     contended: bool
 
+    def of(self, methods: Mapping[str, AnyMethod]) -> Tuned:
+        """The part that concerns ``methods``."""
+        return Tuned(
+            tuple(option for option in self.options if option.method in methods),
+            tuple(item for item in self.rejected if item.method in methods),
+            self.contended,
+        )
+
+
+_known: ContextVar[dict[tuple[object, ...], tuple[frozenset[str], Tuned]] | None] = ContextVar("tuned", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Within, a layer like one that was tuned before, with these methods or more, is not tuned again.
+
+    For engines that are compared with each other: the dense one then runs what the sparse one chose from.
+    """
+    token = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
 
 def tune(
-    segment: Segment, methods: Mapping[str, AnyMethod], parameters: Mapping[str, Tensor], device: Device, timer: Timer
+    segment: Segment,
+    methods: Mapping[str, AnyMethod],
+    parameters: Mapping[str, Tensor],
+    device: Device,
+    timer: Timer,
+    candidates: Mapping[str, Sequence[Candidate[Any]]] | None = None,
 ) -> Tuned:
     """Check and time the candidates of every method in ``methods`` for a segment of one layer.
 
     A candidate that fails to compile or is wrong is never an option; it is a rejection that says so.
+
+    Args:
+        candidates: by method, what to try instead of the method's own choice.
     """
-    case = Case.random(segment)
+    known = None if candidates is not None else _known.get()
+    key = (tuple(layer.key for layer in segment.layers), device.kind, device.name, device.threads)
+    if known is not None and key in known:
+        names, found = known[key]
+        if names >= set(methods):
+            return found.of(methods)
+    tuned = _tune(segment, methods, parameters, device, timer, candidates or {})
+    if known is not None:
+        known[key] = (frozenset(methods), tuned)
+    return tuned
+
+
+def _tune(
+    segment: Segment,
+    methods: Mapping[str, AnyMethod],
+    parameters: Mapping[str, Tensor],
+    device: Device,
+    timer: Timer,
+    candidates: Mapping[str, Sequence[Candidate[Any]]],
+) -> Tuned:
+    case = Case.random(segment, device=device.torch)
     oracle = Oracle(segment, parameters, case)
     stages: dict[str, Stage] = {}
     rejected: list[Rejection] = []
+    chosen = {
+        name: list(candidates.get(name) or method.configs(segment, device))[: MOST_CANDIDATES[device.kind]]
+        for name, method in methods.items()
+    }
+    prepared = _prepared(segment, methods, parameters, device, chosen)
     with torch.no_grad():
         for name, method in methods.items():
             quick: list[tuple[float, Stage]] = []
             problem = ""
-            for candidate in method.configs(segment, device)[:MOST_CANDIDATES]:
+            for candidate, ready in zip(chosen[name], prepared[name], strict=True):
                 try:
-                    stage = Stage(bind(method, segment, parameters, candidate, device), case)
+                    stage = Stage(bind(method, segment, parameters, candidate, device, ready()), case)
                     verdict = check(stage, oracle)
+                    # A dense library defines what the model computes, however often it rounds in half precision.
+                    if not verdict.right and method.exploits != "nothing":
+                        problem = (
+                            f"WRONG: an element is {verdict.worst:.3g} times its error bound away with "
+                            f"{candidate.config}"
+                        )
+                        continue
+                    quick.append((once(stage, device), stage))
                 except (ZeroskipError, RuntimeError) as error:
-                    problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                    continue
-                # A dense library defines what the model computes, however often it rounds in half precision.
-                if not verdict.right and method.exploits != "nothing":
-                    problem = (
-                        f"WRONG: an element is {verdict.worst:.3g} times its error bound away with {candidate.config}"
-                    )
-                    continue
-                quick.append((once(stage, device.threads), stage))
+                    problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             if not quick:
                 rejected.append(Rejection(name, problem or "has no configuration for this layer"))
                 continue
             quick.sort(key=lambda pair: pair[0])
             stages |= {f"{name}/{index}": stage for index, (_, stage) in enumerate(quick[:FINALISTS])}
+        if not stages:
+            return Tuned((), tuple(rejected), False)
         started = time.perf_counter()
         for stage in stages.values():
             stage()
         each_round = time.perf_counter() - started
         rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, math.ceil(FINAL_SECONDS / max(each_round, 1e-4))))
-        measured = timer(stages, rounds, device.threads)
+        measured = timer(stages, rounds, device)
     options = [_option(stages[key].bound, times.median_us) for key, times in measured.times.items()]
     return Tuned(tuple(sorted(options, key=lambda option: option.time_us)), tuple(rejected), measured.contended)
+
+
+def _prepared(
+    segment: Segment,
+    methods: Mapping[str, AnyMethod],
+    parameters: Mapping[str, Tensor],
+    device: Device,
+    chosen: Mapping[str, Sequence[Candidate[Any]]],
+) -> dict[str, list[Callable[[], Prepared]]]:
+    """What packs and builds each candidate, or raises why that cannot be done.
+
+    For a GPU all of it is done here, side by side, since NVRTC takes about a second for each, and nothing is left that
+    could hold up the launches which are timed later.  On the CPU it is done when asked for, one after the other.
+    """
+    on_cpu = {name: tensor.detach().cpu() for name, tensor in parameters.items()}
+    jobs = {
+        name: [
+            functools.partial(prepare, methods[name], segment, on_cpu, candidate, device) for candidate in candidates
+        ]
+        for name, candidates in chosen.items()
+    }
+    if device.kind == "cpu":
+        return {name: [*calls] for name, calls in jobs.items()}
+    compiler()  # loaded before the threads start: cuda.core cannot be imported by two at once
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {name: [pool.submit(call).result for call in calls] for name, calls in jobs.items()}
 
 
 def _option(bound: Bound, time_us: float) -> Option:

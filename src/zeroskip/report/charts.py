@@ -13,7 +13,8 @@ from typing import Any
 
 from zeroskip.plan.plan import Plan
 from zeroskip.report.palette import ERROR
-from zeroskip.report.tables import CONTENDED, Comparison, milliseconds, ordered, quartiles_us
+from zeroskip.report.plausible import MARGIN
+from zeroskip.report.tables import CONTENDED, Comparison, duration, ordered, quartiles_us
 
 Chart = dict[str, Any]
 _BAR_PX, _STEP_PX, _MARGIN_PX = 27, 72, 12
@@ -25,11 +26,11 @@ def layer_bars(plan: Plan, colours: Mapping[str, str]) -> Chart:
     bars, names = [], []
     timed = [(step, step.time_us) for step in plan.steps if step.time_us]
     for index, (step, time_us) in enumerate(timed):
-        label = f"{_plain(step.method)} <b>{milliseconds(time_us)} ms</b>"
+        label = f"{_plain(step.method)} <b>{duration(time_us)}</b>"
         hover = "<br>".join(filter(None, (_plain(step.name), _plain(step.method), _config(step.config))))
         if step.dense_us and step.method != "dense":
             label += f"  {step.dense_us / time_us:.2f}×"
-            dense = f"dense {milliseconds(step.dense_us)} ms"
+            dense = f"dense {duration(step.dense_us)}"
             bars.append(_Bar(index + 0.27, step.dense_us, colours["dense"], dense, f"{_plain(step.name)}<br>{dense}"))
         bars.append(_Bar(index, time_us, colours[step.method], label, hover))
         names.append(
@@ -53,10 +54,10 @@ def case_bars(comparison: Comparison, colours: Mapping[str, str]) -> Chart:
     for index, (method, times) in enumerate(comparison.times.items()):
         record, median, (low, high) = comparison.records[method], times.median_us, quartiles_us(times)
         verdict = comparison.verdict(record)
-        label = f"{_plain(method)} <b>{milliseconds(median)} ms</b>  {verdict}".removesuffix("  -")
+        label = f"{_plain(method)} <b>{duration(median)}</b>  {verdict}".removesuffix("  -")
         hover = (
-            f"{_plain(method)}<br>median of {len(times.samples_us)}: {milliseconds(median)} ms<br>"
-            f"quartiles {milliseconds(low)} and {milliseconds(high)} ms<br>{_config(record.config)}"
+            f"{_plain(method)}<br>median of {len(times.samples_us)}: {duration(median)}<br>"
+            f"quartiles {duration(low)} and {duration(high)}<br>{_config(record.config)}"
         )
         bars.append(_Bar(index, median, colours[method], label, hover, (low, high), verdict == CONTENDED))
     return _bars(bars, 0.62, (-0.6, len(bars) - 0.4), _BAR_PX * len(bars), [])
@@ -95,7 +96,7 @@ def above_roof(works: Sequence[Work], peak_gflops: float, peak_gbps: float) -> l
     """Those that seem to work faster than the machine can, which is an error in a time, a count or a peak."""
     if not peak_gflops or not peak_gbps:
         return []
-    return [work for work in works if work.gflops > min(peak_gflops, peak_gbps * work.intensity)]
+    return [work for work in works if MARGIN * work.gflops > min(peak_gflops, peak_gbps * work.intensity)]
 
 
 def roofline(works: Sequence[Work], peak_gflops: float, peak_gbps: float, colours: Mapping[str, str]) -> Chart:
@@ -219,7 +220,7 @@ def _points(works: Sequence[Work], colour: str, symbol: str = "circle") -> dict[
         "y": [work.gflops for work in works],
         "hoverinfo": "text",
         "hovertext": [
-            f"{_plain(work.name)}<br>{_plain(work.method)}, {milliseconds(work.time_us)} ms<br>"
+            f"{_plain(work.name)}<br>{_plain(work.method)}, {duration(work.time_us)}<br>"
             f"{work.gflops:.1f} GFLOP/s at {work.intensity:.1f} FLOP/byte"
             for work in works
         ],

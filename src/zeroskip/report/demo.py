@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroskip.assets import dense_denoiser, sparse_denoiser
+from zeroskip.core.device import cpu
 from zeroskip.core.errors import Unsupported, ZeroskipError
 from zeroskip.measure.timer import Measurement, measure, once
 from zeroskip.plan.plan import Plan
@@ -151,7 +152,7 @@ def _run(out_dir: Path, threads: int, progress: Progress) -> DemoResult:
         )
 
     progress(total - 2, total, "comparing times")
-    measured = measure({name: _over(examples, call) for name, call in calls.items()}, ROUNDS, threads)
+    measured = measure({name: _over(examples, call) for name, call in calls.items()}, ROUNDS, cpu(threads))
     progress(total - 1, total, "writing picture and page")
     picture, page = out_dir / "denoised.png", out_dir / "report.html"
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -180,10 +181,11 @@ def _with_noise(photograph: Photograph, seed: int) -> Denoised:
 def _torch_calls(dense: nn.Module, sparse: nn.Module, example: Tensor, threads: int) -> dict[str, Call]:
     """Both networks in torch, in the memory format in which torch runs them faster here."""
     last = example.contiguous(memory_format=torch.channels_last)
-    contiguous = once(lambda: dense(example), threads)
+    device = cpu(threads)
+    contiguous = once(lambda: dense(example), device)
     for network in (dense, sparse):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if once(lambda: dense(last), threads) < contiguous:
+    if once(lambda: dense(last), device) < contiguous:
         return {
             DENSE: lambda x: dense(x.contiguous(memory_format=torch.channels_last)),
             SPARSE: lambda x: sparse(x.contiguous(memory_format=torch.channels_last)),

@@ -9,7 +9,7 @@ from typing import Any
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.record import Record
 from zeroskip.report.palette import colours
-from zeroskip.report.tables import BASELINES, Comparison, compare, milliseconds, quartiles_us
+from zeroskip.report.tables import BASELINES, Comparison, compare, duration, quartiles_us
 
 _STYLE: Any = {"svg.hashsalt": "zeroskip", "font.size": 9.5, "font.family": "DejaVu Sans"}
 _WIDTH_IN, _BAR_IN, _CASE_IN, _TITLE_IN = 7.6, 0.21, 0.36, 0.42
@@ -61,7 +61,7 @@ def _draw(axes: Any, comparison: Comparison, known: Mapping[str, str]) -> None:
             error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": "#444444"},
         )
         verdict = comparison.verdict(comparison.records[method])
-        label = f"{method}  {milliseconds(median)} ms{f'  {verdict}' if verdict != '-' else ''}"
+        label = f"{method}  {duration(median)}{f'  {verdict}' if verdict != '-' else ''}"
         axes.text(
             high + 0.01 * longest,
             index,

@@ -11,6 +11,7 @@ from zeroskip.core.jsonable import to_json
 from zeroskip.plan.plan import Confirmation, Plan, Rejection, Step
 from zeroskip.report import charts
 from zeroskip.report.html import VOID, Html, empty, tag
+from zeroskip.report.plausible import peak_tflops
 from zeroskip.report.records import RecordFile
 from zeroskip.report.strip import strip
 from zeroskip.report.tables import compare, milliseconds, ordered, table
@@ -91,20 +92,33 @@ def _totals(found: Confirmation) -> Html:
 
 def _machine(plan: Plan) -> dict[str, str]:
     device = plan.device
-    facts = {
-        "machine": device.name,
-        "threads": str(device.threads),
-        "vectors": f"{device.vector_floats} floats",
-        "caches": f"L1 {device.l1_bytes // 1024} KiB, L2 {device.l2_bytes // 1024} KiB",
+    facts = {"machine": device.name}
+    if device.kind == "cpu":
+        facts |= {
+            "threads": str(device.threads),
+            "vectors": f"{device.vector_floats} floats",
+            "caches": f"L1 {device.l1_bytes // 1024} KiB, L2 {device.l2_bytes // 1024} KiB",
+        }
+    else:
+        facts |= {
+            "architecture": f"{device.arch}, {device.num_sms} multiprocessors",
+            "caches": f"L2 {device.l2_bytes // 2**20} MiB",
+        }
+    facts |= {
         "precision": plan.precision,
         "inputs": ", ".join(" × ".join(map(str, shape)) for shape in plan.input_shapes),
     }
-    if device.peak_tflops and device.bandwidth_gbps:
-        facts["peaks"] = f"{device.peak_tflops * 1e3:.0f} GFLOP/s, {device.bandwidth_gbps:.1f} GB/s"
+    if (peak := _peak_gflops(plan)) and device.bandwidth_gbps:
+        facts["peaks"] = f"{peak:,.0f} GFLOP/s, {device.bandwidth_gbps:,.1f} GB/s"
     facts["planned in"] = f"{plan.tune_seconds:.1f} s"
     if plan.confirmation:
         facts["whole model"] = f"medians of {plan.confirmation.rounds} interleaved rounds"
     return facts | {"versions": ", ".join(f"{name} {version}" for name, version in plan.versions.items())}
+
+
+def _peak_gflops(plan: Plan) -> float:
+    """Of the fastest of the plan's precisions; 0 where it was not measured."""
+    return max(peak_tflops(plan.device, name) for name in plan.precision.split("/")) * 1e3
 
 
 def _facts(facts: Mapping[str, str]) -> Html:
@@ -190,7 +204,8 @@ def roofline(plan: Plan, colours: Colours) -> Html:
     works = charts.works(plan)
     if not works:
         return VOID
-    peaks = plan.device.peak_tflops * 1e3, plan.device.bandwidth_gbps
+    # A GPU's layers are tuned with their tensors in the L2 cache.
+    peaks = _peak_gflops(plan), plan.device.l2_gbps or plan.device.bandwidth_gbps
     wrong = charts.above_roof(works, *peaks)
     known = "under this machine's measured peaks" if all(peaks) else "without a roof, as the peaks were not measured"
     content = [legend([work.method for work in works], colours), chart(charts.roofline(works, *peaks, colours))]

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from zeroskip.core.env import data_folder
 from zeroskip.core.errors import FileFormatError
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import ConvShape
+from zeroskip.methods import registry
 from zeroskip.model.zoo import BUILDERS
-from zeroskip.pruning import prune
+
+Cache = Literal["warm", "cold"]
 
 BASELINES = ("torch", "torch_channels_last", "inductor", "onnxruntime")
+"""Of the CPU, for layers and models."""
+CUDA_BASELINES = {"layer": ("cublas", "cublas_epilogue"), "model": ("torch", "torch_channels_last")}
+EVERY_BASELINE = tuple(dict.fromkeys([*BASELINES, *CUDA_BASELINES["layer"]]))
+LABEL = "label"
+"""The name of an entry of ``configs``."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +53,64 @@ class BenchCase:
     groups: int = 1
     model: str = ""
     image: tuple[int, ...] = (3, 224, 224)
-    baselines: tuple[str, ...] = BASELINES
+    baselines: tuple[str, ...] | None = None
+    """Dense opponents; by default those that are right for device and kind (``opponents``)."""
     rounds: int = 31
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
+    """The column.  On the CPU only fp32."""
+    caches: tuple[Cache, ...] = ("warm", "cold")
+    """CUDA layers: with one set of tensors, and in turns through more of them than the L2 cache holds."""
+    epilogue: bool = True
+    """Layers: bias and ReLU, or neither."""
+    methods: tuple[str, ...] | None = None
+    """Those to measure, for a model those to choose from; all by default."""
+    configs: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict, hash=False)
+    """CUDA layers, by method: fields of its configuration that are fixed, and a ``label``.  Each is tuned over whatever
+    it leaves open and measured as ``method:label``: what a method loses without one of its ideas."""
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be in (0, 1], got {self.density}")
-        if unknown := set(self.baselines) - set(BASELINES):
-            raise ValueError(f"unknown baselines {sorted(unknown)}; there are {BASELINES}")
+        if unknown := set(self.opponents) - set(EVERY_BASELINE):
+            raise ValueError(f"unknown baselines {sorted(unknown)}; there are {EVERY_BASELINE}")
         if self.kind != "layer" and self.model not in (*BUILDERS, "denoiser"):
             raise ValueError(f"no model is called {self.model!r}; there are {sorted(BUILDERS)} and denoiser")
+        if unknown := {*(self.methods or ()), *self.configs} - set(registry()):
+            raise ValueError(f"unknown methods {sorted(unknown)}; there are {sorted(registry())}")
+        if self.device == "cpu" and self.precision != "fp32":
+            raise ValueError(f"the column {self.precision} is measured on cuda only")
+        if not self.caches or len(set(self.caches)) < len(self.caches):
+            raise ValueError(f"caches are warm, cold or both, got {self.caches}")
+        for method, entries in self.configs.items():
+            _check_configs(method, entries)
+
+    @property
+    def opponents(self) -> tuple[str, ...]:
+        """The dense opponents by name."""
+        if self.baselines is not None:
+            return self.baselines
+        return BASELINES if self.device == "cpu" else CUDA_BASELINES.get(self.kind, ())
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The case as it is written into a record."""
-        layer_only = {"c", "k", "h", "w", "kernel", "stride", "padding", "groups"}
-        hidden = {"baselines", "rounds"} | ({"model", "image"} if self.kind == "layer" else layer_only)
+        """The case as it is written into a record, but for the cache."""
+        hidden = {"baselines", "rounds", "caches", "methods", "configs"}
+        hidden |= {"model", "image"} if self.kind == "layer" else {"c", "k", "h", "w", "kernel", "stride", "padding"}
+        hidden |= {"groups", "epilogue"} if self.kind != "layer" else set()
+        if self.device == "cuda":
+            hidden.add("threads")
+        else:
+            # What a record of a CPU does not say: cpu, fp32, bias and ReLU.
+            hidden |= {"device", "precision"} | ({"epilogue"} if self.epilogue else set())
         return {name: value for name, value in to_json(self).items() if name not in hidden}
+
+    @property
+    def all_facts(self) -> tuple[dict[str, Any], ...]:
+        """``facts`` of each of its records: on a GPU one for each cache of a layer."""
+        if self.device == "cpu" or self.kind != "layer":
+            return (self.facts,)
+        return tuple([self.facts | {"cache": cache} for cache in self.caches])
 
     @property
     def shape(self) -> ConvShape:
@@ -83,14 +129,28 @@ class BenchCase:
         )
 
 
+def _check_configs(method: str, entries: tuple[dict[str, Any], ...]) -> None:
+    known = {item.name for item in dataclasses.fields(registry()[method].config_type)}
+    labels = [entry.get(LABEL) for entry in entries]
+    if not all(isinstance(label, str) and label for label in labels) or len(set(labels)) < len(labels):
+        raise ValueError(f"each entry of configs.{method} needs a {LABEL} of its own, got {labels}")
+    for entry in entries:
+        if unknown := set(entry) - known - {LABEL}:
+            raise ValueError(f"configurations of {method} have no {sorted(unknown)}; they have {sorted(known)}")
+
+
 @dataclass(frozen=True)
 class Suite:
     name: str
     cases: tuple[BenchCase, ...] = field(default=())
 
 
+SWEPT = ("density", "mask", "batch", "model", "precision")
+"""A list of these in a file stands for a case for each value; the last of them changes fastest."""
+
+
 def read_suite(path: Path) -> Suite:
-    """The suite in a TOML file of ``[[case]]`` tables.
+    """The suite in a TOML file of ``[[case]]`` tables; ``defaults`` is a table of what they do not say.
 
     Raises:
         FileFormatError: no TOML, no case, an unknown field or a bad value; the case is named by its number.
@@ -99,59 +159,20 @@ def read_suite(path: Path) -> Suite:
         document = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise FileFormatError(f"{path} is no TOML: {error}") from error
-    rows = document.get("case")
-    if not isinstance(rows, list) or not rows:
+    rows, defaults = document.get("case"), document.get("defaults", {})
+    if not isinstance(rows, list) or not rows or not isinstance(defaults, dict):
         raise FileFormatError(f"{path} has no [[case]] table; see benchmarks/suites for examples")
     return Suite(
-        path.stem, tuple(from_json(BenchCase, row, f"{path.name}: case {index + 1}") for index, row in enumerate(rows))
+        path.stem,
+        tuple(
+            from_json(BenchCase, row, f"{path.name}: case {index + 1}")
+            for index, table in enumerate(rows)
+            for row in _swept(defaults | table)
+        ),
     )
 
 
-def layer_weight(case: BenchCase) -> Tensor:
-    """float32 ``[k, c / groups, r, s]`` with the case's mask; deterministic."""
-    shape = case.shape.weight_shape
-    generator = torch.Generator().manual_seed(1)
-    if case.mask.startswith("trained:"):
-        _, file, key = case.mask.split(":")
-        with np.load(data_folder() / file) as data:
-            weight = torch.from_numpy(data[key].astype(np.float32)).reshape(shape)
-        return weight
-    weight = torch.randn(shape, generator=generator)
-    scores = torch.rand(shape, generator=generator)
-    if case.mask == "clustered":
-        k, c, r, s = shape
-        blocks = torch.rand((-(-k // 4), -(-c // 4), r, s), generator=generator)
-        scores = blocks.repeat_interleave(4, 0).repeat_interleave(4, 1)[:k, :c]
-    elif case.mask != "random":
-        raise ValueError(f"mask must be random, clustered or trained:FILE:KEY, got {case.mask!r}")
-    keep = max(1, round(case.density * weight.numel()))
-    threshold = scores.flatten().kthvalue(weight.numel() - keep + 1).values
-    return torch.where(scores >= threshold, weight, 0.0)
-
-
-def model_of(case: BenchCase) -> nn.Module:
-    """The network of a ``model`` or ``load`` case, pruned as the case says, in evaluation mode."""
-    torch.manual_seed(0)
-    if case.model == "denoiser":
-        from zeroskip.assets import sparse_denoiser
-
-        return sparse_denoiser().eval()
-    if case.mask.startswith("trained:"):
-        options = {"classifier_padding": 1} if case.model == "squeezenet1_0" else {}
-        model = BUILDERS[case.model](**options)
-        with np.load(data_folder() / case.mask.split(":")[1]) as data:
-            model.load_state_dict({key: torch.from_numpy(data[key].astype(np.float32)) for key in data.files})
-        return model.eval()
-    model = BUILDERS[case.model]()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            # As after training: statistics that are not the identity.
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.9, 1.1)  # type: ignore[arg-type]
-    if case.density < 1:
-        prune(model, 1 - case.density)
-    return model.eval()
-
-
-def example_of(case: BenchCase) -> Tensor:
-    return torch.randn((case.batch, *case.image), generator=torch.Generator().manual_seed(2))
+def _swept(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    lists = {name: table[name] for name in SWEPT if isinstance(table.get(name), list)}
+    for values in itertools.product(*lists.values()):
+        yield table | dict(zip(lists, values, strict=True))

@@ -9,7 +9,16 @@ from typing import Any
 
 from zeroskip.core.record import Record, Times
 
-BASELINES = ("dense", "torch", "torch_channels_last", "inductor", "onnxruntime", "zeroskip_dense")
+BASELINES = (
+    "dense",
+    "torch",
+    "torch_channels_last",
+    "inductor",
+    "onnxruntime",
+    "zeroskip_dense",
+    "cublas",
+    "cublas_epilogue",
+)
 """Methods that skip no zero.  The fastest of them is what every other one is held against."""
 CONTENDED = "CONTENDED"
 """Shown instead of a ratio where the machine did other work while the times were taken."""
@@ -115,7 +124,7 @@ def ordered(methods: Iterable[str]) -> list[str]:
 
 
 def describe(case: Mapping[str, Any]) -> str:
-    """A case in words: ``1x1 128->128 @56x56, 90% zeros, batch 1, 1 thread``.
+    """A case in words: ``1x1 128->128 @56x56, 90% zeros, batch 1, 1 thread``; on a GPU ``..., batch 1, fp32, warm``.
 
     A name is expected to tell the rest: shape, image, stride.
     """
@@ -129,7 +138,13 @@ def describe(case: Mapping[str, Any]) -> str:
         parts.append(f"batch {case['batch']}")
     if "threads" in case:
         parts.append(f"{case['threads']} thread{'s' * (case['threads'] != 1)}")
+    parts += [str(case[fact]) for fact in ("precision", "cache") if fact in case]
     return ", ".join(parts)
+
+
+def duration(time_us: float) -> str:
+    """With its unit: microseconds below 100 of them."""
+    return f"{time_us:.2f} µs" if time_us < 100 else f"{milliseconds(time_us)} ms"
 
 
 def milliseconds(time_us: float) -> str:
@@ -149,7 +164,7 @@ def _cell(record: Record | None) -> str:
         return "-"
     if record.status != "OK" or record.times is None:
         return record.status
-    return f"{milliseconds(record.times.median_us)} ms ±{record.times.spread / 2:.0%}"
+    return f"{duration(record.times.median_us)} ±{record.times.spread / 2:.0%}"
 
 
 def _verdict(comparison: Comparison) -> str:

@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from zeroskip.core.graph import CONV, LINEAR
 from zeroskip.core.method import AnyMethod
+from zeroskip.core.precision import held, of_torch
 from zeroskip.measure.bound import Bound
-from zeroskip.measure.peaks import this_device
-from zeroskip.measure.timer import measure
+from zeroskip.measure.peaks import this_cpu, this_gpu
 from zeroskip.methods import registry
-from zeroskip.model.bake import bake
 from zeroskip.model.passes import simplify
-from zeroskip.plan.plan import Confirmation, Plan
+from zeroskip.model.program import Program
+from zeroskip.plan.plan import Plan
 from zeroskip.plan.planner import Progress, best_plan, dense_plans, silent, tune_program, validate
+from zeroskip.run.confirm import SAME, Settings, confirm, distance
 from zeroskip.run.engine import Engine, Variant, executor
+from zeroskip.run.graphs import captured, in_capture_thread
 from zeroskip.run.refine import refine
 
-CONFIRM_SECONDS = 3.0
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 31
-SAME = 1e-4
-"""Largest distance of the engine's outputs from torch's, over the largest output, before a warning."""
+__all__ = ["SAME", "compile", "distance"]
 
 Example = Tensor | tuple[Tensor, ...]
+FloatPrecision = Literal["fp32", "tf32"]
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What the caller of ``compile`` decided: ``precision`` as given, ``tf32`` the operators that may use it."""
+
+    device: torch.device
+    methods: Mapping[str, AnyMethod]
+    threads: int
+    precision: FloatPrecision | None
+    tf32: frozenset[str]
+    skip_zeros: bool
+    replan: bool
+    progress: Progress
 
 
 def compile(
     model: nn.Module,
     example: Example | list[Example],
     *,
+    precision: FloatPrecision | None = None,
     threads: int | None = None,
     methods: Sequence[str] | None = None,
+    skip_zeros: bool = True,
     plan: Plan | Sequence[Plan] | None = None,
     replan: bool = False,
     progress: Progress = silent,
@@ -50,12 +67,16 @@ def compile(
 
     Args:
         example: a tensor, or a tuple of tensors for a model of several inputs; a list of examples makes an engine for
-            several shapes.  float32 on the CPU (other dtypes run dense).
-        threads: how many threads the methods use, ``torch.get_num_threads()`` by default.  Operators that stay in
-            torch follow ``torch.set_num_threads`` at the time of the call.
-        methods: names of the methods to consider (``dense`` always is); all by default.
+            several shapes.  Device and dtype are theirs: the CPU (float32; other dtypes run dense) or the current
+            NVIDIA GPU (float32, float16, bfloat16), with the model on the same.
+        precision: of float32 on a GPU: "fp32" is strict, "tf32" lets libraries round operands to TF32; by default each
+            kind of layer has what torch's settings say now.  The engine keeps it, whatever they say later.
+        threads: how many threads the methods use on a CPU, ``torch.get_num_threads()`` by default.  Operators that stay
+            in torch follow ``torch.set_num_threads`` at the time of the call.
+        methods: names of the methods to consider (``dense`` always is); by default all whose results are reproducible.
+        skip_zeros: False keeps every layer that has zeros on a dense library: what fusion and graphs gain alone.
         plan: plans of an earlier engine (one per example) to use instead of measuring.
-        replan: measure again where ``plan`` does not fit this model.
+        replan: measure again where ``plan`` does not fit this model, or was made on another GPU.
         progress: called as ``progress(done, total, what)``.
 
     Returns:
@@ -63,20 +84,28 @@ def compile(
 
     Raises:
         Unsupported: ``torch.export`` refuses the model.
-        ValueError: an example that is not tensors on the CPU, an unknown method, a plan for another model.
+        ValueError: an example that is not tensors, or not where the model is; a precision that the dtype or the device
+            does not have; an unknown method; a plan for another model.
     """
     examples = [_tensors(one) for one in (example if isinstance(example, list) else [example])]
     if not examples:
         raise ValueError("example is an empty list; give at least one input tensor")
-    threads = threads or torch.get_num_threads()
-    chosen = _methods(methods)
+    device = _device(model, [x for inputs in examples for x in inputs])
+    if device.type == "cuda" and threads is not None:
+        raise ValueError(f"threads are a choice for the CPU, the example is on {device}: leave threads out")
+    tf32 = _tf32(precision, device, [x for inputs in examples for x in inputs])
+    wishes = _Wishes(
+        device, _methods(methods), threads or torch.get_num_threads(), precision, tf32, skip_zeros, replan, progress
+    )
     plans = [None] * len(examples) if plan is None else [plan] if isinstance(plan, Plan) else list(plan)
     if len(plans) != len(examples):
         raise ValueError(f"got {len(plans)} plans for {len(examples)} examples; give one per example")
-    variants = [
-        _variant(model, inputs, given, replan, threads, chosen, progress)
-        for inputs, given in zip(examples, plans, strict=True)
-    ]
+    variants = []
+    for inputs, given in zip(examples, plans, strict=True):
+        variant, warned = _variant(model, inputs, given, wishes)
+        variants.append(variant)
+        for warning in warned:
+            warnings.warn(warning, stacklevel=2)
     return Engine(variants, registry())
 
 
@@ -84,16 +113,52 @@ def _tensors(example: Any) -> tuple[Tensor, ...]:
     inputs = (example,) if isinstance(example, Tensor) else example
     if not isinstance(inputs, tuple) or not inputs or not all(isinstance(x, Tensor) for x in inputs):
         raise ValueError(f"an example is a tensor or a tuple of tensors, got {type(example).__name__}")
-    for x in inputs:
-        if x.device.type != "cpu":
-            raise ValueError(f"this version runs on the cpu, the example is on {x.device}: use example.cpu()")
     return inputs
+
+
+def _device(model: nn.Module, inputs: list[Tensor]) -> torch.device:
+    """Where example and model are."""
+    device = inputs[0].device
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"engines run on a CPU or an NVIDIA GPU, the example is on {device}: use example.cpu()")
+    if device.type == "cuda" and not all(x.numel() for x in inputs):
+        raise ValueError("an example is empty: on a GPU an engine is chosen by running it, so give at least one image")
+    if any(x.device != device for x in inputs):
+        raise ValueError(f"the examples are on {sorted({str(x.device) for x in inputs})}: move them to one device")
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        raise ValueError(
+            f"the example is on {device}, the current GPU is cuda:{torch.cuda.current_device()}: call "
+            f"torch.cuda.set_device({device.index}) first"
+        )
+    places = sorted({str(tensor.device) for tensor in (*model.parameters(), *model.buffers())})
+    if places and places != [str(device)]:
+        raise ValueError(f"the model is on {places}, the example on {device}: use model.to({str(device)!r})")
+    return device
+
+
+def _tf32(precision: str | None, device: torch.device, inputs: list[Tensor]) -> frozenset[str]:
+    """The operators whose float32 layers may use TF32."""
+    if precision not in (None, "fp32", "tf32"):
+        raise ValueError(
+            f"precision is 'fp32' or 'tf32', or None for torch's settings, got {precision!r}: half precision comes "
+            "from the dtype of model and example, as in model.half() and example.half()"
+        )
+    others = sorted({str(x.dtype) for x in inputs if x.is_floating_point() and x.dtype != torch.float32})
+    if precision is not None and others:
+        raise ValueError(f"precision={precision!r} is about float32, the example is {others}: leave precision out")
+    if device.type == "cpu":
+        if precision == "tf32":
+            raise ValueError("TF32 is a precision of NVIDIA GPUs, the example is on the cpu: leave precision out")
+        return frozenset()
+    if precision is not None:
+        return frozenset((CONV, LINEAR) if precision == "tf32" else ())
+    return frozenset([CONV] * (of_torch("conv2d") == "tf32") + [LINEAR] * (of_torch("linear") == "tf32"))
 
 
 def _methods(names: Sequence[str] | None) -> dict[str, AnyMethod]:
     known = registry()
     if names is None:
-        return dict(known)
+        return {name: method for name, method in known.items() if method.reproducible}
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"no method is called {unknown}; there are {sorted(known)}")
@@ -101,108 +166,70 @@ def _methods(names: Sequence[str] | None) -> dict[str, AnyMethod]:
 
 
 def _variant(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    given: Plan | None,
-    replan: bool,
-    threads: int,
-    methods: Mapping[str, AnyMethod],
-    progress: Progress,
-) -> Variant:
-    devices = {parameter.device.type for parameter in model.parameters()}
-    if devices - {"cpu"}:
-        raise ValueError(f"this version runs on the cpu, the model is on {sorted(devices)}: use model.cpu()")
+    model: nn.Module, inputs: tuple[Tensor, ...], given: Plan | None, wishes: _Wishes
+) -> tuple[Variant, list[str]]:
+    """``given`` or a plan that is measured now, and warnings."""
     from zeroskip.model.trace import trace  # torch.export costs a second to import, which load() need not pay
 
-    program = simplify(trace(model, inputs))
+    on_gpu = wishes.device.type == "cuda"
+    program = simplify(trace(model, inputs)).with_tf32(wishes.tf32)
     if given is not None:
         try:
-            validate(given, program, methods)
-            return Variant(program, given)
+            validate(given, program, wishes.methods, wishes.device.type)
+            if not (wishes.replan and on_gpu and given.device.name != torch.cuda.get_device_name()):
+                return Variant(program, given), []
         except ValueError:
-            if not replan:
+            if not wishes.replan:
                 raise
     started = time.perf_counter()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    if on_gpu:
+        plan, warned = _in_capture_thread(model, inputs, program, wishes)
+    else:
+        with _threads(wishes.threads):
+            plan, warned = _choose(model, inputs, program, wishes)
+    return Variant(program, replace(plan, tune_seconds=time.perf_counter() - started)), warned
+
+
+def _choose(model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wishes: _Wishes) -> tuple[Plan, list[str]]:
+    """The plan whose whole engine is fastest, and warnings."""
+    on_gpu, methods, known = wishes.device.type == "cuda", wishes.methods, dict[str, Bound]()
+    tuning = tune_program(program, methods, this_gpu() if on_gpu else this_cpu(wishes.threads), wishes.progress)
+    best, obstacle = best_plan(tuning) if wishes.skip_zeros else dense_plans(tuning, methods)[0], None
+    if on_gpu:
+        run = executor(Variant(program, best), methods, known)
+        found = captured(run, program, inputs)
+        obstacle = found if isinstance(found, str) else None
+        del run, found
+    if wishes.skip_zeros:
+        best = refine(tuning, best, inputs, methods, known, wishes.progress, obstacle is None)
+    dense = [Variant(program, other) for other in dense_plans(tuning, methods)]
+    settings: Settings = partial(held, wishes.precision) if on_gpu and wishes.precision else nullcontext
+    return confirm(model, inputs, Variant(program, best), dense, methods, known, settings, obstacle)
+
+
+def _in_capture_thread(
+    model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wishes: _Wishes
+) -> tuple[Plan, list[str]]:
+    """``_choose`` in the thread that captures; it ends soon after Ctrl-C."""
+    stopped = False
+
+    def progress(done: int, total: int, what: str) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        wishes.progress(done, total, what)
+
     try:
-        tuning = tune_program(program, methods, this_device(threads), progress)
-        known: dict[str, Bound] = {}
-        best = refine(tuning, best_plan(tuning), inputs, methods, known, progress)
-        dense = [Variant(program, other) for other in dense_plans(tuning, methods)]
-        plan = _confirm(model, inputs, Variant(program, best), dense, methods, known, threads)
+        return in_capture_thread(lambda: _choose(model, inputs, program, replace(wishes, progress=progress)))
+    except KeyboardInterrupt:
+        stopped = True
+        raise
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
-    return Variant(program, replace(plan, tune_seconds=time.perf_counter() - started))
-
-
-def _confirm(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    best: Variant,
-    dense: list[Variant],
-    methods: Mapping[str, AnyMethod],
-    known: dict[str, Bound],
-    threads: int,
-) -> Plan:
-    """Run the whole engine and the whole torch model in turns; a dense plan takes over where it is faster."""
-    torch_calls, reference = _torch_models(model, inputs)
-    engines = {"best": best} | {f"dense {index}": variant for index, variant in enumerate(dense)}
-    calls: dict[str, Callable[[], object]] = dict(torch_calls)
-    notes: list[str] = []
-    for name, variant in engines.items():
-        run = executor(variant, methods, known)
-        if name == "best" and (difference := distance(run(inputs), reference)) > SAME:
-            notes.append(f"the engine's outputs differ from torch's by {difference:.2g} of the largest output")
-            warnings.warn(notes[-1], stacklevel=4)
-        calls[name] = lambda run=run: run(inputs)  # type: ignore[misc]
-    started = time.perf_counter()
-    for call in calls.values():
-        call()
-    rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, math.ceil(CONFIRM_SECONDS / max(time.perf_counter() - started, 1e-4))))
-    measured = measure(calls, rounds, threads)
-    medians = {name: times.median_us for name, times in measured.times.items()}
-    winner = min(engines, key=lambda name: medians[name])
-    if winner != "best" and any(methods[step.method].exploits != "nothing" for step in best.plan.steps):
-        notes.append(f"a dense plan won: the plan with sparse methods took {medians['best'] / 1e3:.2f} ms as a whole")
-    confirmation = Confirmation(
-        engine_us=medians[winner],
-        dense_engine_us=min(medians[name] for name in engines if name.startswith("dense")),
-        torch_us=min(medians[name] for name in torch_calls),
-        rounds=rounds,
-        contended=measured.contended,
-    )
-    return replace(engines[winner].plan, confirmation=confirmation, notes=tuple(notes))
-
-
-def _torch_models(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[str, Callable[[], object]], Any]:
-    """The model as torch runs it, contiguous and channels_last, and its outputs."""
-    plain = bake(model)
-    last = bake(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    last_inputs = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
-
-    def run(module: nn.Module, arguments: Sequence[Tensor]) -> object:
-        with torch.no_grad():
-            return module(*arguments)
-
-    calls = {"torch": lambda: run(plain, inputs)}
-    try:
-        run(last, last_inputs)
-    except RuntimeError:
-        pass  # some models call view on tensors that are not contiguous then
-    else:
-        calls["torch channels_last"] = lambda: run(last, last_inputs)
-    return calls, run(plain, inputs)
-
-
-def distance(ours: Any, theirs: Any) -> float:
-    """Largest absolute difference over the largest absolute value, over all tensors of two nests; NaN equals NaN."""
-    worst, largest = 0.0, 0.0
-    for a, b in zip(pytree.tree_leaves(ours), pytree.tree_leaves(theirs), strict=True):
-        if isinstance(b, Tensor) and b.numel():
-            difference = (a.double() - b.double()).abs()
-            difference = difference[~(a.isnan() & b.isnan())]
-            worst = max(worst, float(difference.nan_to_num(nan=math.inf).max()) if difference.numel() else 0.0)
-            finite = b.double().abs().nan_to_num(0.0, 0.0, 0.0)
-            largest = max(largest, float(finite.max()))
-    return worst / largest if largest else worst

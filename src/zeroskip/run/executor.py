@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zeroskip.core.graph import Node, Ref, refs
+from zeroskip.core.device import Device
+from zeroskip.core.graph import CONV, LINEAR, Node, Ref, refs
+from zeroskip.core.layer import Precision
 from zeroskip.core.layout import Layout, conform
+from zeroskip.core.precision import held
 from zeroskip.cpu.max_pool import bind as bind_max_pool
 from zeroskip.measure.bound import Bound
 from zeroskip.model.program import Program
@@ -19,18 +27,29 @@ from zeroskip.run.storage import Buffer, BufferSet, operator, plan_storage
 Slots = list[Any]
 Call = Callable[[Slots], None]
 
+_settings_are_ours = threading.RLock()
+"""Precision is a setting of the whole process: who holds this may change it for the time of a call."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one call in flight writes to, and the slots that are filled before it starts."""
+
+    buffers: BufferSet
+    slots: Slots
+
 
 class Executor:
-    """Runs ``program`` as ``plan`` says.  Safe to call from several threads at once.
+    """Runs ``program`` as ``plan`` says.  Safe to call from several threads and on several streams at once.
 
     Args:
         bounds: the segments that methods run; together they hold every layer, each once.
-        threads: for the kernels that are no method's.
+        device: where, and for a CPU with how many threads the kernels run that are no method's.
     """
 
-    def __init__(self, program: Program, bounds: Sequence[Bound], threads: int) -> None:
+    def __init__(self, program: Program, bounds: Sequence[Bound], device: Device) -> None:
         self._graph = graph = program.graph
-        self._threads = threads
+        self._device, self._place = device, device.torch
         self._bounds = {node: bound for bound in bounds for node in bound.segment.nodes}
         order = self._order()
         static = {name for bound in bounds if not bound.run.allocates for name in bound.segment.outputs}
@@ -48,26 +67,76 @@ class Executor:
         self._own = {tensor.untyped_storage().data_ptr() for _, tensor in self._parameters}
         self._workspace_bytes = max((bound.run.workspace_bytes for bound in bounds), default=0)
         self._input_slots = [self._slot[name] for name in graph.inputs]
-        self._pool: list[tuple[BufferSet, Slots]] = []
+        self._pools: dict[int, list[Memory]] = defaultdict(list)
+        self._settings: Callable[[], AbstractContextManager[None]] = nullcontext
+        if device.kind == "cuda":
+            self._settings = partial(_gpu_settings, _rest(program))
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        """The model's outputs for ``inputs``, whose shapes and dtypes the caller has checked."""
+        """The model's outputs for ``inputs``, whose shapes, dtypes and device the caller has checked."""
+        if self._device.kind == "cuda" and torch.cuda.is_current_stream_capturing():
+            # What a graph writes to is its own: between its replays, and for as long as it lives.
+            return self.run(inputs, self.memory())
+        # Memory that one stream works in is not given to another, which would not wait.
+        pool = self._pools[0 if self._device.kind == "cpu" else torch.cuda.current_stream().cuda_stream]
         try:
-            memory, template = self._pool.pop()
+            memory = pool.pop()
         except IndexError:
-            memory, template = self._memory()
+            memory = self.memory()
         try:
-            slots = list(template)
-            for slot, tensor in zip(self._input_slots, inputs, strict=True):
-                slots[slot] = tensor
-            with torch.no_grad():
-                for call, gone in zip(self._calls, self._releases, strict=True):
-                    call(slots)
-                    for slot in gone:
-                        slots[slot] = None
-                return self._collect(self._graph.outputs, slots, memory)
+            return self.run(inputs, memory)
         finally:
-            self._pool.append((memory, template))
+            pool.append(memory)
+
+    def on(self, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+        """The same call as a function without arguments and with memory of its own, for one stream at a time: what a
+        timer repeats, or captures in a graph."""
+        return partial(self.run, inputs, self.memory())
+
+    def staged(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of ``inputs`` that lie as those want them that read them: what a graph of this call reads, and so what
+        it is timed with."""
+        return [x.detach().clone(memory_format=self.input_format(at)) for at, x in enumerate(inputs)]
+
+    def run(self, inputs: Sequence[Tensor], memory: Memory) -> Any:
+        """Call with ``memory``, which nothing else uses meanwhile.  Outputs that the caller keeps are new tensors."""
+        slots = list(memory.slots)
+        for slot, tensor in zip(self._input_slots, inputs, strict=True):
+            slots[slot] = tensor
+        with torch.no_grad(), self._settings():
+            for call, gone in zip(self._calls, self._releases, strict=True):
+                call(slots)
+                for slot in gone:
+                    slots[slot] = None
+            return self._collect(self._graph.outputs, slots, memory.buffers)
+
+    def input_format(self, at: int) -> torch.memory_format:
+        """Of input number ``at``: as those want it that read it, so that they need not copy it."""
+        name = self._graph.inputs[at]
+        bounds = {id(bound): bound for bound in self._bounds.values()}.values()
+        wants = [
+            want.order
+            for bound in bounds
+            for source, want in zip(bound.segment.inputs, bound.candidate.inputs, strict=True)
+            if source == name
+        ]
+        last = len(self._graph.values[name].shape) == 4 and wants and set(wants) == {"nhwc"}
+        return torch.channels_last if last else torch.contiguous_format
+
+    def memory(self) -> Memory:
+        """Memory for one call at a time."""
+        with torch.inference_mode(False):  # or later calls could not write to it outside of that mode
+            buffers = BufferSet(self._storage, self._copies, self._workspace_bytes, self._place)
+        slots: Slots = [None] * len(self._slot)
+        slots[self._workspace_slot] = buffers.workspace
+        for slot, tensor in self._parameters:
+            slots[slot] = tensor
+        for name, tensor in buffers.tensors.items():
+            slots[self._slot[name]] = tensor
+        for name, (parent, first) in self._storage.slices.items():
+            if parent in buffers.tensors:
+                slots[self._slot[name]] = buffers.tensors[parent].narrow(1, first, self._graph.values[name].shape[1])
+        return Memory(buffers, slots)
 
     # -- construction -----------------------------------------------------------------------------
     def _number(self, name: str) -> int:
@@ -84,19 +153,6 @@ class Executor:
                 order.append(bound.segment.nodes)
         return order
 
-    def _memory(self) -> tuple[BufferSet, Slots]:
-        memory = BufferSet(self._storage, self._copies, self._workspace_bytes)
-        slots: Slots = [None] * len(self._slot)
-        slots[self._workspace_slot] = memory.workspace
-        for slot, tensor in self._parameters:
-            slots[slot] = tensor
-        for name, tensor in memory.tensors.items():
-            slots[self._slot[name]] = tensor
-        for name, (parent, first) in self._storage.slices.items():
-            if parent in memory.tensors:
-                slots[self._slot[name]] = memory.tensors[parent].narrow(1, first, self._graph.values[name].shape[1])
-        return memory, slots
-
     def _call(self, names: tuple[str, ...], position: int) -> Call:
         bound = self._bounds.get(names[-1])
         if bound is None:
@@ -112,8 +168,8 @@ class Executor:
                 slots[slot] = slots[source][index]
 
             return pick
-        if (shape := max_pool_of(self._graph, node)) is not None:
-            source, pool = self._slot[node.args[0].ref], bind_max_pool(shape, self._threads)
+        if self._device.kind == "cpu" and (shape := max_pool_of(self._graph, node)) is not None:
+            source, pool = self._slot[node.args[0].ref], bind_max_pool(shape, self._device.threads)
 
             def run_pool(slots: Slots) -> None:
                 slots[slot] = pool(slots[source])
@@ -172,14 +228,14 @@ class Executor:
         if home not in self._storage.fresh:
             return None
         value, parent, own = self._graph.values[home], self._slot[home], self._slot[name]
-        dtype = getattr(torch, value.dtype)
+        dtype, place = getattr(torch, value.dtype), self._place
         parts = [part for part, (whole, _) in self._storage.slices.items() if whole == home]
         first = self._storage.slices[name][1] if parts else 0
         width = self._graph.values[name].shape[1] if parts else 0
 
         def make(slots: Slots) -> None:
             if slots[parent] is None:
-                slots[parent] = torch.empty(value.shape, dtype=dtype)
+                slots[parent] = torch.empty(value.shape, dtype=dtype, device=place)
             if parts:
                 slots[own] = slots[parent].narrow(1, first, width)
 
@@ -243,6 +299,19 @@ class Executor:
         if isinstance(nest, dict):
             return {key: self._collect(item, slots, memory) for key, item in nest.items()}
         return nest
+
+
+def _rest(program: Program) -> Precision:
+    """What float32 operators that are no layers are run with on a GPU: TF32 where every layer has it."""
+    layers = {program.precision(node) for node in program.graph.nodes if node.op in (CONV, LINEAR)}
+    return "tf32" if layers == {"tf32"} else "fp32"
+
+
+@contextmanager
+def _gpu_settings(precision: Precision) -> Iterator[None]:
+    """The plan's settings in place of the caller's: its precision, and no autocast."""
+    with _settings_are_ours, torch.autocast("cuda", enabled=False), held(precision):
+        yield
 
 
 def _fits(have: tuple[int, int], want: Layout) -> bool:

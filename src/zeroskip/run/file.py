@@ -76,37 +76,43 @@ def save(variants: Sequence[Variant], path: Path) -> None:
             documents.append({"graph": graph_to_json(graph), "plan": to_json(variant.plan)})
         except TypeError as error:
             raise SaveError(f"an argument of the graph cannot be written as JSON: {error}") from error
-        tensors |= variant.program.tensors
+        tensors |= {name: tensor.detach().cpu() for name, tensor in variant.program.tensors.items()}
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and int((tensor != 0).sum()) < SPARSE_BELOW * tensor.numel():
             sparse = Bitmask.of(tensor)
             stored[f"{name}:mask"], stored[f"{name}:values"] = sparse.mask, sparse.values
         else:
-            stored[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            stored[name] = tensor.clone(memory_format=torch.contiguous_format)
     document = json.dumps({"format": FORMAT, "variants": documents}, allow_nan=False)
     safetensors.torch.save_file(stored, path, metadata={"zeroskip": document})
 
 
-def load(path: str | Path) -> Engine:
+def load(path: str | Path, device: str | torch.device | None = None) -> Engine:
     """Open a file that ``engine.save`` wrote.  Needs neither the model's code nor ``torch.export``.
 
+    Args:
+        device: "cpu" or "cuda" (the current GPU), to be sure of it: a file runs on the kind of device that it was
+            compiled for.
+
     Raises:
-        FileFormatError: the file is damaged, is something else, or is of a newer format.
+        FileFormatError: the file is damaged, is something else, is of a newer format, or was compiled for a GPU where
+            there is none.
+        ValueError: the file was compiled for another device than ``device``.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected one written by engine.save(...)")
     try:
-        return Engine(_read(path), registry())
+        return Engine(_read(path, None if device is None else torch.device(device)), registry())
     except FileFormatError:
         raise
     except Exception as error:
         raise FileFormatError(f"{path} is no valid .zsk file: {type(error).__name__}: {error}") from error
 
 
-def _read(path: Path) -> list[Variant]:
+def _read(path: Path, wanted: torch.device | None) -> list[Variant]:
     with safetensors.safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("zeroskip")
         if text is None:
@@ -124,14 +130,38 @@ def _read(path: Path) -> list[Variant]:
     for item in document["variants"]:
         graph = graph_from_json(item["graph"])
         _check_names(graph)
+        plan = from_json(Plan, item["plan"])
+        _check_device(path, plan, wanted)
         program = Program(graph, {name: _tensor(stored, name, graph) for name in graph.parameters})
         check_shapes(program)
-        plan = from_json(Plan, item["plan"])
-        validate(plan, program, methods)
+        if plan.device.kind == "cuda":
+            place = plan.device.torch
+            program = Program(graph, {name: tensor.to(place) for name, tensor in program.tensors.items()})
+        validate(plan, program, methods, plan.device.kind)
         variants.append(Variant(program, plan))
-    if not variants:
-        raise FileFormatError(f"{path} holds no plan")
+    if len({variant.plan.device.kind for variant in variants}) != 1:
+        raise FileFormatError(f"{path} holds no plan, or plans for several kinds of device")
     return variants
+
+
+def _check_device(path: Path, plan: Plan, wanted: torch.device | None) -> None:
+    made_for = f"{path} was compiled for {plan.device.kind} ({plan.device.name})"
+    if plan.device.kind == "cuda" and not torch.cuda.is_available():
+        raise FileFormatError(
+            f"{made_for} and torch finds no NVIDIA GPU here: load it on a machine with one, or compile the model here "
+            "with an example on the cpu"
+        )
+    if wanted is None:
+        return
+    if wanted.type != plan.device.kind:
+        raise FileFormatError(
+            f"{made_for}, not for {wanted}: load it without device=, or compile the model with an example on {wanted}"
+        )
+    if wanted.index not in (None, plan.device.torch.index):
+        raise FileFormatError(
+            f"engines run on the current GPU, {plan.device.torch}, not on {wanted}: call "
+            f"torch.cuda.set_device({wanted.index}) first"
+        )
 
 
 def _tensor(stored: dict[str, Tensor], name: str, graph: Graph) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which nodes of a graph are max poolings that our own kernel covers."""
+"""Which nodes of a graph are max poolings that our own kernel covers; it runs on the CPU only."""
 
 from __future__ import annotations
 

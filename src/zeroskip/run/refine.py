@@ -17,11 +17,11 @@ from torch import Tensor
 from zeroskip.core.jsonable import to_json
 from zeroskip.core.method import AnyMethod
 from zeroskip.measure.bound import Bound
-from zeroskip.measure.timer import measure
 from zeroskip.plan.plan import Plan, Step
 from zeroskip.plan.planner import Progress, Tuning, silent, step_of
 from zeroskip.plan.tune import Option
 from zeroskip.run.engine import Variant, executor
+from zeroskip.run.timing import compare
 
 CLOSE = 1.6
 """An alternative within this factor of the chosen option is worth a try."""
@@ -38,8 +38,12 @@ def refine(
     methods: Mapping[str, AnyMethod],
     known: dict[str, Bound],
     progress: Progress = silent,
+    captured: bool = True,
 ) -> Plan:
-    """``plan`` with every exchange that made the engine faster; stops after ``SECONDS``."""
+    """``plan`` with every exchange that made the engine faster; stops after ``SECONDS``.
+
+    ``captured``: whether a graph can hold the engines' calls; see ``compare``.
+    """
     trials = _trials(tuning, plan)
     current = executor(Variant(tuning.program, plan), methods, known)
     deadline = time.perf_counter() + SECONDS
@@ -51,8 +55,9 @@ def refine(
         trial_plan = replace(plan, steps=tuple(changed if old.nodes == step.nodes else old for old in plan.steps))
         trial = executor(Variant(tuning.program, trial_plan), methods, known)
         engines = {"as it is": current, "changed": trial}
-        calls = {name: (lambda run=run: run(inputs)) for name, run in engines.items()}
-        times = measure(calls, ROUNDS, tuning.device.threads).times
+        staged = tuning.device.kind == "cuda"
+        calls = {name: run.on(run.staged(inputs) if staged else inputs) for name, run in engines.items()}
+        times = compare(calls, ROUNDS, tuning.device, captured).times
         if times["changed"].median_us < GAIN * times["as it is"].median_us:
             plan, current = trial_plan, trial
     return plan

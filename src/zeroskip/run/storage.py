@@ -183,9 +183,12 @@ def _joins(graph: Graph, node: Node, static: set[str]) -> bool:
 class BufferSet:
     """The memory of one call in flight: reused by later calls, never shared by two at a time."""
 
-    def __init__(self, storage: Storage, copies: Mapping[str, Buffer], workspace_bytes: int) -> None:
+    def __init__(
+        self, storage: Storage, copies: Mapping[str, Buffer], workspace_bytes: int, device: torch.device
+    ) -> None:
+        self.device = device
         self.tensors: dict[str, Tensor] = {}
-        self.workspace = workspace(workspace_bytes)
+        self.workspace = workspace(workspace_bytes, device)
         everything = {name: buffer for name, buffer in storage.buffers.items() if name not in storage.fresh}
         self._share({**everything, **copies})
         self.storages = {tensor.untyped_storage().data_ptr() for tensor in self.tensors.values()}
@@ -201,6 +204,7 @@ class BufferSet:
             match = next((entry for entry in free if entry[0] < buffer.start and entry[1] == kind), None)
             if match is not None:
                 free.remove(match)
-            tensor = match[2] if match else allocate(buffer.shape, buffer.halo, getattr(torch, buffer.dtype))
+            dtype = getattr(torch, buffer.dtype)
+            tensor = match[2] if match else allocate(buffer.shape, buffer.halo, dtype, self.device)
             free.append((buffer.end, kind, tensor))
             self.tensors[name] = tensor

@@ -1,10 +1,10 @@
-"""cuSPARSE: the vendor's product of a CSR matrix and a dense one, for 1x1 convolutions and linear layers."""
+"""cuSPARSE: the vendor's product of a CSR matrix and a dense one, for 1x1 convolutions in NCHW."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from zeroskip.pack.csr import Csr
 
 @dataclass(frozen=True)
 class CusparseConfig:
-    """``nchw``: one call per image; ``nhwc``: one call for all pixels.  A linear layer is ``nhwc`` on 1x1 images."""
-
-    order: Literal["nchw", "nhwc"]
+    """Nothing to choose."""
 
 
 class Cusparse(LayerMethod[CusparseConfig, CusparsePacked]):
@@ -30,20 +28,25 @@ class Cusparse(LayerMethod[CusparseConfig, CusparsePacked]):
     cite: ClassVar[str] = "NVIDIA cuSPARSE through torch: SpMM with a CSR matrix"
     exploits: ClassVar[str] = "weights"
     config_type: ClassVar[type] = CusparseConfig
+    reproducible: ClassVar[bool] = False
 
     def supports(self, layer: Layer, device: Device) -> str | None:
         shape = layer.shape
         if device.kind != "cuda":
             return "runs on NVIDIA GPUs only"
+        if layer.kind == "linear":
+            return "cuSPARSE's product with rows of features is not reproducible bit for bit"
         if (shape.r, shape.s) != (1, 1):
-            return f"multiplies matrices: runs 1x1 convolutions and linear layers, the kernel is {shape.r}x{shape.s}"
+            return f"multiplies matrices: runs 1x1 convolutions, the kernel is {shape.r}x{shape.s}"
         if shape.stride != (1, 1) or shape.padding != (0, 0) or shape.groups != 1:
             return (
                 "multiplies matrices: needs stride 1, padding 0 and one group, got stride "
                 f"{shape.stride}, padding {shape.padding}, groups {shape.groups}"
             )
-        if layer.precision in ("fp16", "bf16") and layer.epilogue.residual != "none":
-            return "in half precision would round before the residual is added: runs layers without one"
+        if layer.precision in ("fp16", "bf16"):
+            return f"runs fp32 and tf32 layers: in {layer.precision} cuSPARSE rounds more than once"
+        if layer.precision not in ("fp32", "tf32"):
+            return f"runs fp32 and tf32 layers, the layer is {layer.precision}"
         if not shape.n:
             return "the batch is empty"
         return None
@@ -51,18 +54,12 @@ class Cusparse(LayerMethod[CusparseConfig, CusparsePacked]):
     def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[CusparseConfig]]:
         if device.kind != "cuda":
             return []
-        orders: tuple[Literal["nchw", "nhwc"], ...] = ("nchw", "nhwc")
-        if segment.layer.kind == "linear":
-            orders = ("nhwc",)
-        return [self.candidate(segment, CusparseConfig(order)) for order in orders]
+        return [self.candidate(segment, CusparseConfig())]
 
     def candidate(self, segment: Segment, config: CusparseConfig) -> Candidate[CusparseConfig]:
         if segment.layer.kind == "linear":
-            if config.order != "nhwc":
-                raise ValueError(f"a linear layer is nhwc on 1x1 images, its configuration says {config.order}")
-            layout = Layout("rows")
-        else:
-            layout = Layout(config.order, (0, 0) if config.order == "nchw" else None)
+            raise ValueError("cusparse runs convolutions in NCHW, the layer is linear")
+        layout = Layout("nchw", (0, 0))
         return Candidate(config, (layout,) * len(segment.inputs), (layout,))
 
     def pack(self, segment: Segment, parameters: Parameters, config: CusparseConfig) -> CusparsePacked:
@@ -74,7 +71,6 @@ class Cusparse(LayerMethod[CusparseConfig, CusparsePacked]):
             csr.values,
             None if bias is None else bias.detach().clone(),
             segment.layer.shape.c,
-            config.order,
         )
 
     def unpack(self, packed: CusparsePacked) -> Tensor:

@@ -30,10 +30,9 @@ class CusparseltPacked:
 
 
 class CusparseltRun:
-    """``y [k, pixels] = W x + bias`` in one call, the algorithm searched at bind; then the activation.
+    """``y [k, pixels] = W x + bias`` in one call, by the library's default algorithm; then the activation.
 
-    Channels-last pixels that are no multiple of 8 are copied into a matrix that is.  torch's operators are not
-    documented: their absence or refusal is found at bind.
+    Channels-last pixels that are no multiple of 8 are copied into a matrix that is.
     """
 
     workspace_bytes = 0
@@ -43,16 +42,6 @@ class CusparseltRun:
         self.layer, self.bias = layer, packed.bias
         self.by_rows, self.images = packed.order == "nhwc", layer.kind == "conv2d"
         self.compressed = torch._cslt_compress(packed.weight)
-        shape = layer.shape
-        pixels = shape.n * shape.h * shape.w
-        like = torch.randn(-(-pixels // COLUMNS) * COLUMNS, shape.c, device=packed.weight.device)
-        like = like.to(packed.weight.dtype)
-        dense = like.t() if self.by_rows else like.t().contiguous()
-        search = torch._C._cusparselt.mm_search  # type: ignore[attr-defined]
-        self.algorithm, self.split_k, self.split_mode, *_ = search(
-            self.compressed, dense, self.bias, None, None, self.by_rows
-        )
-        self._multiply(dense)
 
     def __call__(
         self,
@@ -81,12 +70,4 @@ class CusparseltRun:
 
     def _multiply(self, dense: Tensor) -> Tensor:
         """``[k, pixels]`` of contiguous ``[c, pixels]``; by rows, ``[pixels, k]`` of ``[pixels, c]`` transposed."""
-        return torch._cslt_sparse_mm(
-            self.compressed,
-            dense,
-            bias=self.bias,
-            transpose_result=self.by_rows,
-            alg_id=self.algorithm,
-            split_k=self.split_k,
-            split_k_mode=self.split_mode,
-        )
+        return torch._cslt_sparse_mm(self.compressed, dense, bias=self.bias, transpose_result=self.by_rows)

@@ -19,9 +19,12 @@ from zeroskip.methods.dense.config import DenseConfig, DensePacked, Order, is_pr
 from zeroskip.methods.dense.epilogue import finish
 from zeroskip.methods.dense.ready import triton_runs
 
+MOST_BLOCKS = 6
+"""Of Triton's product, tried in each order: every one takes about a second to compile."""
+
 
 def configs(layer: Layer, device: Device) -> list[DenseConfig]:
-    """Best guess first.  A planner that tries only some still meets every library."""
+    """The best guess of each library first, then more blocks.  A planner that tries only some still meets them all."""
     orders: tuple[Order, ...] = ("nchw", "nhwc")
     if layer.kind == "linear":
         orders = ("nchw",)
@@ -33,8 +36,19 @@ def configs(layer: Layer, device: Device) -> list[DenseConfig]:
     if layer.kind == "conv2d" or _wants_relu(layer):
         found += [DenseConfig(order, "cublas") for order in orders]
     if layer.precision != "fp64" and triton_runs():
-        found += [DenseConfig(order, "triton", blocks) for blocks in likely(layer, device) for order in orders]
+        found += _triton(layer, device)
     return found
+
+
+def _triton(layer: Layer, device: Device) -> list[DenseConfig]:
+    """Likeliest blocks first; of convolutions in both orders, NHWC first: float32 goes into tensor cores as it lies."""
+    orders: tuple[Order, ...] = ("nchw",) if layer.kind == "linear" else ("nhwc", "nchw")
+    ranked = [likely(layer, device, layer.kind == "linear" or order == "nhwc")[:MOST_BLOCKS] for order in orders]
+    return [
+        DenseConfig(order, "triton", blocks)
+        for alike in zip(*ranked, strict=True)
+        for order, blocks in zip(orders, alike, strict=True)
+    ]
 
 
 def bind(layer: Layer, packed: DensePacked) -> Run:

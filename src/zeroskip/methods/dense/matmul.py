@@ -27,10 +27,10 @@ from triton.errors import TritonError
 
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.layer import MAX_ELEMENTS, Epilogue, Precision
+from zeroskip.methods.dense.blocks import folds
 from zeroskip.methods.dense.config import Blocks
 from zeroskip.methods.dense.pointwise import activate
 
-MOST_PRODUCTS = 65535
 DOT_PRECISION: dict[Precision, str] = {"fp32": "tf32x3", "tf32": "tf32", "fp16": "ieee", "bf16": "ieee"}
 
 
@@ -172,12 +172,6 @@ def multiply(
         )
     except TritonError as error:
         raise Unsupported(f"Triton cannot run {blocks} on this GPU: {error}") from error
-
-
-def folds(images: int, pixels: int, blocks: Blocks) -> bool:
-    """Whether images are laid side by side: where one alone would leave much of its last block empty, or its rows are
-    too crooked for vector loads anyway, or there are more images than a grid has second coordinates."""
-    return images > 1 and (pixels % 4 != 0 or pixels < 2 * blocks.n or images > MOST_PRODUCTS)
 
 
 def _reach(tensor: Tensor, blocks: Blocks) -> int:

@@ -139,7 +139,7 @@ def check(layer: Layer, config: SlabConfig) -> None:
 
 def configs(layer: Layer, device: Device) -> list[tuple[float, SlabConfig]]:
     """Estimated seconds and configuration, best guess first."""
-    found = [(_seconds(layer, config, device), config) for config in _menu(layer, device)]
+    found = [(_seconds(layer, config, device), config) for config in dict.fromkeys(_menu(layer, device))]
     return sorted((pair for pair in found if pair[0] < math.inf), key=lambda pair: pair[0])
 
 

@@ -1,0 +1,188 @@
+"""Whole networks: the engine, the engine with dense kernels only, and every dense opponent, in turns."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zeroskip.core.device import Device
+from zeroskip.core.errors import Unsupported, ZeroskipError
+from zeroskip.core.layer import PRECISION_DTYPES
+from zeroskip.core.record import Record, Times
+from zeroskip.measure.timer import Timer, measure
+from zeroskip.methods import registry
+from zeroskip.model.bake import bake
+from zeroskip.plan.tune import remembering
+from zeroskip.report.baselines import TOLERANCE, baseline
+from zeroskip.report.layers import first_line, status_of
+from zeroskip.report.suite import BenchCase
+from zeroskip.report.workload import example_of, model_of
+from zeroskip.run.compile import compile, distance
+from zeroskip.run.engine import Engine, executor
+from zeroskip.run.graphs import WARM_UPS, in_capture_thread
+
+LOADS = 7
+CALLS = 31
+"""Of the engine with its copies, by the wall clock."""
+Call = Callable[[], Any]
+
+
+def bench_model(case: BenchCase, device: Device, timer: Timer = measure) -> list[Record]:
+    """Both engines and every opponent, each checked against the same network in float64, timed in turns.
+
+    On a GPU what is timed is a captured graph of everything between input and output, on both sides; ``call_us`` in
+    ``setup`` is a call of the engine from Python with its copies in and out.
+    """
+    if device.kind == "cpu":
+        return _bench_model(case, device, timer)
+    # cuDNN remembers per thread what it found, and engines are tuned for one.
+    return in_capture_thread(lambda: _bench_model(case, device, timer))
+
+
+def _bench_model(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
+    model, x = prepared(case, device)
+    with torch.no_grad():
+        reference = bake(model).double()(x.double())
+    calls: dict[str, Call] = {}
+    drafts: dict[str, Record] = {}
+    records: list[Record] = []
+
+    def enter(draft: Record, call: Call, y: Any) -> None:
+        wrong = distance(y, reference)
+        draft = replace(draft, error={"relative": wrong})
+        if wrong <= TOLERANCE[case.precision]:
+            calls[draft.method], drafts[draft.method] = call, draft
+        else:
+            reason = f"the outputs are {wrong:.2g} of the largest away from float64"
+            records.append(replace(draft, status="WRONG", reason=reason))
+
+    with remembering():
+        # The second shows what fusion and graph gain without any zero skipped.
+        for name, skip_zeros in (("zeroskip", True), ("zeroskip_dense", False)):
+            started = time.perf_counter()
+            engine = _compile(case, model, x, device, skip_zeros)
+            draft = Record(
+                "",
+                case.facts,
+                name,
+                "OK",
+                config={"steps": {step.name: step.method for step in engine.plan.steps}},
+                setup={
+                    "compile_seconds": time.perf_counter() - started,
+                    "packed_bytes": float(sum(step.packed_bytes for step in engine.plan.steps)),
+                },
+            )
+            y = engine(x)
+            if device.kind == "cuda":
+                draft.setup["call_us"] = _call_us(engine, x)
+            enter(draft, _timed_call(engine, x, device), y)
+    for name in case.opponents:
+        started = time.perf_counter()
+        try:
+            call = baseline(name, model, x, device, case.precision)
+        except Unsupported as reason:
+            records.append(Record("", case.facts, name, "UNSUPPORTED", str(reason)))
+            continue
+        except RuntimeError as error:
+            records.append(Record("", case.facts, name, status_of(error), first_line(error)))
+            continue
+        draft = Record("", case.facts, name, "OK", setup={"build_seconds": time.perf_counter() - started})
+        enter(draft, call, call())
+    if not calls:
+        return records
+    with torch.no_grad():
+        measured = timer(calls, case.rounds, device)
+    return records + [
+        replace(drafts[name], times=times, contended=measured.contended) for name, times in measured.times.items()
+    ]
+
+
+def prepared(case: BenchCase, device: Device) -> tuple[nn.Module, Tensor]:
+    """The case's network and image on the device, in its precision: what the opponents and the reference share."""
+    dtype = PRECISION_DTYPES[case.precision]
+    return model_of(case).to(device.torch, dtype), example_of(case).to(device.torch, dtype)
+
+
+def _compile(case: BenchCase, model: nn.Module, x: Tensor, device: Device, skip_zeros: bool = True) -> Engine:
+    if device.kind == "cpu":
+        return compile(model, x, threads=case.threads, methods=case.methods, skip_zeros=skip_zeros)
+    # Half precision is what the model has.
+    precision = case.precision if case.precision == "fp32" or case.precision == "tf32" else None
+    return compile(model, x, methods=case.methods, skip_zeros=skip_zeros, precision=precision)
+
+
+def _timed_call(engine: Engine, x: Tensor, device: Device) -> Call:
+    if device.kind == "cpu":
+        return lambda: engine(x)
+    # The engine replays a graph of its own, which cannot be captured in another.  This is what that graph holds; the
+    # image lies as the first layer wants it, for the engine as for its opponents.
+    run = executor(engine.variants[0], registry())
+    call = run.on((x.contiguous(memory_format=run.input_format(0)),))
+    for _ in range(WARM_UPS):
+        call()
+    return call
+
+
+def _call_us(engine: Engine, x: Tensor) -> float:
+    """Median microseconds of a call from Python until its result is there."""
+    samples = []
+    for _ in range(CALLS):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        engine(x)
+        torch.cuda.synchronize()
+        samples.append((time.perf_counter() - started) * 1e6)
+    return statistics.median(samples)
+
+
+# -- loading ------------------------------------------------------------------------------------------
+_LOAD = """
+import sys, time
+import torch
+torch.set_num_threads({threads})
+import zeroskip
+start = time.perf_counter()
+zeroskip.load({path!r})
+print(time.perf_counter() - start, "torch._dynamo.convert_frame" in sys.modules)
+"""
+
+
+def bench_load(case: BenchCase, device: Device) -> list[Record]:
+    """``zeroskip.load`` in fresh processes, after ``import torch`` and ``import zeroskip``; the first fills the build
+    cache and is not counted."""
+    model, x = prepared(case, device)
+    engine = _compile(case, model, x, device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.zsk"
+        engine.save(path)
+        size = path.stat().st_size
+        samples = []
+        for _ in range(LOADS + 1):
+            done = subprocess.run(
+                [sys.executable, "-c", _LOAD.format(threads=case.threads, path=str(path))],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=dict(os.environ, PYTHONPATH=":".join(sys.path)),
+            )
+            if done.returncode:
+                raise ZeroskipError(f"loading in a fresh process failed:\n{done.stderr}")
+            seconds, dynamo = done.stdout.split()
+            assert dynamo == "False", "load must not import dynamo"
+            samples.append(float(seconds) * 1e6)
+    return [
+        Record(
+            "", case.facts, "zeroskip", "OK", times=Times(tuple(samples[1:]), "wall"), setup={"file_bytes": float(size)}
+        )
+    ]

@@ -1,0 +1,251 @@
+"""Tables and pictures of the GPU, also from a part of the records only."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+
+from report import gpu_records as made
+from zeroskip.report import networks, plots
+from zeroskip.report.networks import networks_table
+from zeroskip.report.products import (
+    Products,
+    ablation_table,
+    batches_table,
+    best,
+    columns_table,
+    geometric_mean,
+    latest,
+    masks_table,
+    sparsity_table,
+)
+from zeroskip.report.records import RecordFile, Writer
+from zeroskip.report.tables import Table
+
+pytest.importorskip("matplotlib", reason="figures need zeroskip[report]")
+
+
+def products(file: RecordFile) -> Products:
+    return Products(latest(file))
+
+
+def cells(table: Table, row: int = 0) -> dict[str, str]:
+    return dict(zip(table.head, table.rows[row], strict=True))
+
+
+def only(file: RecordFile, *methods: str) -> RecordFile:
+    return replace(file, records=tuple([record for record in file.records if record.method in methods]))
+
+
+def test_figure_10_holds_every_column_and_the_ratio_to_cublas_of_its_own() -> None:
+    table = columns_table(products(made.figure_10()))
+    assert [row[0] for row in table.rows] == [*made.SHAPES, "geometric mean"]
+    first = cells(table)
+    assert (first["cuBLAS fp32"], first["cuBLAS TF32"], first["cuBLAS fp16"]) == ("8.00", "3.00", "2.00")
+    assert (first["Sputnik"], first["our best other"], first["our best fp16"]) == ("5.00", "4.00", "2.50")
+    assert first["over cuBLAS fp32"] == "2.00x slab"
+    assert first["floor"] == "1.25"
+    assert cells(table, 2)["over cuBLAS fp32"] == "2.00x"
+
+
+def test_the_vendors_sparse_library_and_ablations_are_not_ours() -> None:
+    case = made.layer("a")
+    (found,) = latest(made.file(made.records(case, {"cusparse": 1.0, "sputnik:x": 2.0, "cublas": 3.0, "slab": 4.0})))
+    record = best(found)
+    assert record is not None
+    assert record.method == "slab"
+
+
+def test_impossible_and_wrong_times_are_not_looked_up() -> None:
+    file = made.figure_10()
+    records = [replace(record, status="IMPLAUSIBLE") if record.method == "slab" else record for record in file.records]
+    first = cells(columns_table(products(replace(file, records=tuple(records)))))
+    assert (first["our best other"], first["over cuBLAS fp32"]) == ("", "1.60x sputnik")
+
+
+def test_a_later_measurement_of_a_case_replaces_the_earlier_and_other_machines_stay_apart() -> None:
+    case = made.layer("a")
+    old, new = made.records(case, {"slab": 9.0, "cublas": 9.0}), made.records(case, {"slab": 5.0})
+    other = [replace(record, environment="h200") for record in made.records(made.layer("b"), {"slab": 1.0})]
+    older = [replace(record, environment="g0") for record in old]
+    environments = {
+        "g0": made.ENVIRONMENT | {"id": "g0"},
+        "g1": made.ENVIRONMENT,
+        "h200": {"id": "h200", "device": "H200"},
+    }
+    (found,) = latest(RecordFile(environments, (*older, *other, *new)))
+    assert found.environment == "g1"
+    assert set(found.times) == {"slab"}
+    assert latest(RecordFile({}, ())) == []
+
+
+def test_masks_and_batches_and_sparsities() -> None:
+    found = products(made.figure_10())
+    assert cells(masks_table(found)) == {
+        "M,K,N": made.SHAPES[0],
+        "random": "4.00",
+        "clustered": "4.40",
+        "trained": "4.20",
+        "apart": "10%",
+    }
+    assert cells(batches_table(found))["8, warm"] == "10.00 (4.00x, 3.00x)"
+    table = sparsity_table(products(made.figure_11()))
+    assert table.head[2:] == ("50%", "90%", "98%")
+    assert ("slab", "fp32", "8.00", "3.20", "2.24") in table.rows
+
+
+def test_an_ablation_is_how_many_times_longer_it_takes() -> None:
+    first = cells(ablation_table(products(made.ablations())))
+    assert (first["zeros"], first["whole"], first["no row swizzle"], first["no subwarps"]) == (
+        "50%",
+        "5.00",
+        "1.10x",
+        "1.60x",
+    )
+
+
+def test_networks_have_two_factors_and_only_one_is_of_zeros() -> None:
+    found = networks.networks(latest(made.whole_networks()))
+    assert len(found) == 24
+    one = found[0]
+    assert (one.vendor.method, one.fusion, one.zeros, one.call_us) == ("torch_channels_last", 1.6, 1.25, 430.0)
+    first = cells(networks_table(found))
+    assert (first["fusion, graph"], first["zeros"], first["together"]) == ("1.60x", "1.25x", "2.00x")
+
+
+def test_a_network_without_its_dense_engine_has_no_factors() -> None:
+    assert networks.networks(latest(only(made.whole_networks(), "zeroskip", "torch"))) == []
+
+
+def test_the_geometric_mean_is_of_what_there_is() -> None:
+    assert geometric_mean([2.0, None, 8.0]) == pytest.approx(4.0)
+    assert geometric_mean([None]) is None
+
+
+def test_pictures_are_the_same_bytes_from_the_same_records(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert plots.columns(products(made.figure_10()), tmp_path / f"columns-{name}.svg", "Figure 10")
+        assert plots.sparsities(products(made.figure_11()), tmp_path / f"sparsities-{name}.svg", "Figure 11")
+        assert plots.squares(products(made.square_products()), tmp_path / f"squares-{name}.svg", "Squares")
+        assert plots.ablation(products(made.ablations()), tmp_path / f"ablation-{name}.svg", "Ablation")
+        whole = networks.networks(latest(made.whole_networks()))
+        assert plots.networks(whole, tmp_path / f"networks-{name}.svg", "Networks")
+    for path in tmp_path.glob("*-a.svg"):
+        assert path.read_bytes() == path.with_name(path.name.replace("-a", "-b")).read_bytes()
+        ElementTree.fromstring(path.read_bytes())
+    assert len(list(tmp_path.glob("*.svg"))) == 10
+
+
+@pytest.mark.parametrize("methods", [("cublas",), ("slab",), ("sputnik", "cublas"), ("sputnik", "sputnik:no subwarps")])
+def test_a_part_of_the_records_is_drawn_as_far_as_it_goes(tmp_path: Path, methods: tuple[str, ...]) -> None:
+    for file in (made.figure_10(), made.figure_11(), made.square_products(), made.ablations()):
+        found = products(only(file, *methods))
+        plots.columns(found, tmp_path / "a.svg", "a")
+        plots.sparsities(found, tmp_path / "b.svg", "b")
+        plots.squares(found, tmp_path / "c.svg", "c")
+        plots.ablation(found, tmp_path / "d.svg", "d")
+        for table in (columns_table, masks_table, batches_table, sparsity_table, ablation_table):
+            table(found).markdown()
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    nothing = Products([])
+    for draw in (plots.columns, plots.sparsities, plots.squares, plots.ablation):
+        assert not draw(nothing, tmp_path / "a.svg", "a")
+    assert not plots.networks([], tmp_path / "a.svg", "a")
+    assert not list(tmp_path.iterdir())
+
+
+# -- tools/figures.py ---------------------------------------------------------------------------------
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The tool on a checkout with marks in its README and no records of a GPU."""
+    spec = importlib.util.spec_from_file_location("figures_tool", ROOT / "tools" / "figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "figures_tool", module)
+    spec.loader.exec_module(module)
+    results = tmp_path / "benchmarks" / "results"
+    (results / "h100").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    marks = [f"<!-- {name}: {end} -->\n" for name in ("figures", "figures-cuda") for end in ("begin", "end")]
+    (tmp_path / "README.md").write_text("before\n" + "".join(marks) + "after\n")
+    (results / "cpu.jsonl").write_text((ROOT / "benchmarks" / "results" / "cpu.jsonl").read_text())
+    for name, value in (
+        ("ROOT", tmp_path),
+        ("RESULTS", results),
+        ("README", tmp_path / "README.md"),
+        ("DOCS", tmp_path / "docs"),
+    ):
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+def write(folder: Path, name: str, file: RecordFile) -> None:
+    with Writer(folder / f"{name}.jsonl") as writer:
+        for facts in file.environments.values():
+            writer.environment(facts)
+        for record in file.records:
+            writer.record(record)
+
+
+def test_without_records_of_a_gpu_the_tool_writes_the_cpus(tool: ModuleType, tmp_path: Path) -> None:
+    tool.main()
+    text = (tmp_path / "README.md").read_text()
+    assert "ONNX Runtime" in text
+    assert "<!-- figures-cuda: begin -->\n<!-- figures-cuda: end -->\nafter" in text
+    assert not (tmp_path / "docs" / "H100.md").exists()
+
+
+def test_the_tool_writes_what_there_is(tool: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "results" / "h100"
+    write(folder, "fig11", made.figure_11())
+    tool.main()
+    page = (tmp_path / "docs" / "H100.md").read_text()
+    assert "over sparsity" in page
+    assert "Whole networks" not in page
+    halves = made.figure_10().records
+    write(folder, "fig10-1", replace(made.figure_10(), records=halves[:10]))
+    write(folder, "fig10-2", replace(made.figure_10(), records=halves[10:]))
+    write(folder, "squares", made.square_products())
+    write(folder, "sputnik_ablation", made.ablations())
+    write(folder, "networks_cuda", made.whole_networks())
+    tool.main()
+    page, text = (tmp_path / "docs" / "H100.md").read_text(), (tmp_path / "README.md").read_text()
+    for title in (
+        "Nine pointwise",
+        "cold caches",
+        "pattern of the zeros",
+        "Several images",
+        "Square",
+        "Sputnik without",
+    ):
+        assert title in page
+    assert "cuBLAS in TF32 is faster than our best fp32 on 2 of 2 shapes" in text
+    assert "NVIDIA H100" in text
+    assert "MobileNetV1, batch 1 | fp32 |" in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    for picture in ("columns", "sparsity", "squares", "ablation", "networks"):
+        ElementTree.fromstring((tmp_path / "docs" / f"h100-{picture}.svg").read_bytes())
+    tool.main()
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_a_readme_without_marks_is_left_alone(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("nothing here\n")
+    tool.main()
+    assert (tmp_path / "README.md").read_text() == "nothing here\n"
+    assert "has no marks" in capsys.readouterr().out
