@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from contract.cases import stable
 from zeroskip.core.cost import Cost
+from zeroskip.core.device import Device, cpu
 from zeroskip.core.graph import CONV, ConvAttributes, Graph, Node, Ref, Segment, Value
 from zeroskip.core.layer import ConvShape, Layer, Sparsity
 from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate
-from zeroskip.plan.cover import COPY_GBPS, Choice, conversions_us, cover
+from zeroskip.plan.cover import Choice, CopyCost, conversions_us, cover
 from zeroskip.plan.tune import Option
 
 SHAPE = (1, 8, 10, 10)
-COPY_US = 2 * 4 * 800 / COPY_GBPS / 1e3
+COPY_US = 2 * 4 * 800 / CopyCost().gbps / 1e3
 NCHW, NHWC, ANY, PLANES, HALO = (
     Layout("nchw"),
     Layout("nhwc"),
@@ -185,3 +186,12 @@ def test_neighbours_move_to_a_common_layout_together_or_stay() -> None:
     choice = cover(graph, options)
     assert choice.total_us <= 4 * 9.9 + COPY_US + 1e-9
     assert len({one.method for one in choice.options}) == 1
+
+
+def test_a_copy_on_a_gpu_costs_a_launch_and_its_bytes() -> None:
+    small, large = Value((1, 8), "float32"), Value((1, 2**28), "float16")
+    device = Device("cuda", "a GPU", 50 << 20, bandwidth_gbps=2000.0)
+    assert CopyCost.on(cpu(1)) == CopyCost()
+    assert CopyCost.on(device).us(small) == pytest.approx(2.0, abs=0.01)
+    assert CopyCost.on(device).us(large) == pytest.approx(2.0 + 2 * 2 * 2**28 / 1000.0 / 1e3)
+    assert CopyCost.on(Device("cuda", "never measured", 50 << 20)).us(large) > 100
