@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := src
 
-.PHONY: demo test check fix bench figures gpu kernels clean
+.PHONY: demo test check fix bench figures gpu sanitize kernels clean
 
 demo: $(STAMP)  ## denoise real photographs: a table, a picture and an HTML page in out/
 	$(BIN)/python -m zeroskip demo --out out
@@ -32,6 +32,9 @@ figures: $(STAMP)  ## README's table and pictures, from committed records
 
 kernels: $(STAMP)  ## compile every CUDA kernel for every architecture: registers, spills, seconds; needs no GPU
 	$(BIN)/python tools/kernels.py
+
+sanitize: $(STAMP)  ## every kernel under compute-sanitizer, on a machine with an NVIDIA GPU
+	$(BIN)/python tools/sanitize.py
 
 gpu: $(STAMP)  ## tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

@@ -100,7 +100,10 @@ def check(layer: Layer, config: SputnikConfig) -> None:
 
 
 def configs(layer: Layer, device: Device) -> list[tuple[float, SputnikConfig]]:
-    """Estimated seconds and configuration, best guess first."""
+    """Estimated seconds and configuration: the best guess of each width of subwarp and vector, then the others.
+
+    The estimate alone left out configurations that were up to 22% faster (records: sputnik_ablation, H100).
+    """
     found = []
     for config in _linear_menu(layer) if layer.kind == "linear" else _menu(layer):
         try:
@@ -108,7 +111,11 @@ def configs(layer: Layer, device: Device) -> list[tuple[float, SputnikConfig]]:
         except ValueError:
             continue
         found.append((_seconds(layer, config, device), config))
-    return sorted(found, key=lambda pair: pair[0])
+    found.sort(key=lambda pair: pair[0])
+    best: dict[tuple[int, int], SputnikConfig] = {}
+    for _, config in found:
+        best.setdefault((config.subwarp, config.vector), config)
+    return sorted(found, key=lambda pair: best[pair[1].subwarp, pair[1].vector] != pair[1])
 
 
 def _menu(layer: Layer) -> Iterator[SputnikConfig]:

@@ -1,0 +1,128 @@
+"""Run every method's kernels under compute-sanitizer: `make sanitize` on a machine with a GPU.
+
+Four tools over the same work, each of which must find nothing, and two planted faults that must be found.  The summary
+is printed and, with --out FILE, written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+FAULTS = {"write_behind": "memcheck", "race": "racecheck"}
+SHAPES = (
+    "1x1",
+    "1x1 large batch",
+    "1x1 stride 2",
+    "many channels 1x1",
+    "groups 3 of 1x1",
+    "depthwise",
+    "depthwise stride 2",
+)
+
+
+def work() -> None:
+    """A few configurations of every method that is ours, on small layers with every kind of epilogue, checked."""
+    import torch
+
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+    from contract.cases import OURS, on, some
+    from contract.cases import work as layer
+    from contract.shapes import SHAPES as ALL
+    from zeroskip.core.device import cuda
+    from zeroskip.core.errors import Unsupported
+    from zeroskip.core.layer import ConvShape, Precision
+    from zeroskip.measure.bound import Case, Oracle, Stage, bind, check
+    from zeroskip.methods import registry
+
+    device, ran = cuda(), 0
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    with on("cuda"):
+        jobs = [
+            layer(ALL[name], activation="relu", residual="before", precision=precision)
+            for name in SHAPES
+            for precision in precisions
+        ]
+        jobs += [layer(ConvShape(1, 64, 14, 14, 96, 1, 1)), layer(ConvShape(9, 300, 1, 1, 31, 1, 1), linear=True)]
+        for name in OURS:
+            method = registry()[name]
+            if not method.reproducible or name == "cusparselt":
+                continue  # the vendor's kernels are the vendor's
+            for job in jobs:
+                layers = job.program.layers()
+                try:
+                    (segment,) = method.claim(job.program.graph, layers, "layer", device)
+                except Unsupported:
+                    continue
+                case = Case.random(segment, device=device.torch)
+                oracle = Oracle(segment, job.parameters, case)
+                for candidate in some(list(method.configs(segment, device)), 3):
+                    stage = Stage(bind(method, segment, job.parameters, candidate, device), case)
+                    assert check(stage, oracle).right, (name, candidate.config)
+                    ran += 1
+    torch.cuda.synchronize()
+    print(f"{ran} launches checked")
+
+
+def fault(name: str) -> None:
+    """Launch a planted fault."""
+    import torch
+
+    sys.path[:0] = [str(ROOT / "src")]
+    from zeroskip.core.device import cuda
+    from zeroskip.cuda.compile import build
+    from zeroskip.cuda.launch import load
+
+    y = torch.zeros(64, device="cuda")
+    kernel = load(build(Path(__file__).with_name("fault.cuh"), f"zeroskip::{name}<float>", cuda().arch))
+    kernel.launch((1, 1, 1), (64, 1, 1), (y, 64) if name == "write_behind" else (y,))
+    torch.cuda.synchronize()
+
+
+def under(tool: str, *arguments: str) -> tuple[int, str]:
+    """Errors that ``tool`` counts while this file runs with ``arguments``, and its output."""
+    done = subprocess.run(
+        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "0", sys.executable, __file__, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ, PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
+    )
+    text = done.stdout + done.stderr
+    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
+    if not found:
+        raise SystemExit(f"{tool} gave no summary:\n{text[-2000:]}")
+    return sum(map(int, found)), text
+
+
+def main() -> None:
+    if sys.argv[1:] == ["work"]:
+        return work()
+    if sys.argv[1:2] == ["fault"]:
+        return fault(sys.argv[2])
+    lines, bad = [], False
+    for tool in TOOLS:
+        errors, text = under(tool, "work")
+        ran = re.search(r"\d+ launches checked", text)
+        lines.append(f"{tool}: {errors} errors, {ran[0] if ran else 'the work did not end'}")
+        bad |= errors > 0 or ran is None
+        if bad:
+            lines.append(text[-3000:])
+    for name, tool in FAULTS.items():
+        errors, _ = under(tool, "fault", name)
+        lines.append(f"planted fault {name}: {tool} found {errors}")
+        bad |= errors == 0
+    summary = "\n".join(lines)
+    print(summary)
+    if sys.argv[1:2] == ["--out"]:
+        Path(sys.argv[2]).write_text(summary + "\n")
+    raise SystemExit(int(bad))
+
+
+if __name__ == "__main__":
+    main()
