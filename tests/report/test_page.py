@@ -129,7 +129,7 @@ def test_a_browser_labels_every_bar_and_reports_no_error(tmp_path: Path, plan: P
             f"--user-data-dir={tmp_path / 'profile'}",
             "--enable-logging=stderr",
             "--v=0",
-            "--virtual-time-budget=8000",
+            "--virtual-time-budget=30000",
             "--window-size=1280,2400",
             "--dump-dom",
             (tmp_path / "page.html").as_uri(),

@@ -26,11 +26,6 @@ class Cost:
         rate = device.l2_gbps if cached else device.bandwidth_gbps
         return max(self.flops / (peak * 1e12) if peak else 0.0, moved / (rate * 1e9) if rate else 0.0)
 
-    def dram_seconds(self, device: Device) -> float:
-        """The least time if every byte comes from memory: no cold run is faster."""
-        moved = self.bytes_read + self.bytes_written
-        return moved / (device.bandwidth_gbps * 1e9) if device.bandwidth_gbps else 0.0
-
 
 DENSE_PEAK = {"bf16": "fp16"}
 """Precisions that share the peak of another."""
