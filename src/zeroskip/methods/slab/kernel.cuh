@@ -9,6 +9,7 @@
 // A subwarp of `kLanes` threads owns `kRows` rows; a thread `kPieces` pieces of `kWide` neighbouring columns of each, in
 // registers from the first slab to the last.  For each nonzero: one broadcast of the weight and its place, one
 // load of kWide columns from shared memory for each piece.
+//
 // How a tile comes to shared memory, and what it is:
 //   vectors  kLanes * kPieces * 4 neighbouring columns of any images; four of them lie together and aligned, in x, y and the
 //            residual, from every column that is a multiple of 4
@@ -19,10 +20,11 @@
 // The `split` blocks of a cluster share a tile and its rows: each takes a part of the slabs, and at the end a part of the
 // rows, whose sums it collects from the others' shared memory.
 //
-// Shared memory: 32 bytes of arrivals; the head, 8 bytes a row; then stages x (slab + 1 rows of the tile, the last one zeros; chunk); for the exchange
-// kPositions x tile floats in the same place.  A chunk is what a block needs of W for one slab: an index of kPositions + 1
-// ints (padded to 16 bytes), then the nonzeros of each position in pairs (the odd one is paired with a zero weight at
-// the row of zeros).  Weights are copied before the kernel waits for the one before it.
+// Shared memory: 32 bytes of arrivals; the head, 8 bytes a row; then stages x (slab + 1 rows of the tile, the last one
+// zeros; chunk); for the exchange kPositions x kCols floats in the same place.  A chunk is what a block needs of W for
+// one slab: an index of kPositions + 1 ints (padded to 16 bytes), then the nonzeros of each position in pairs (the odd
+// one is paired with a zero weight at the row of zeros).  Weights are copied before the kernel waits for the one before
+// it.
 // Bytes per output: K * sizeof(T) / kPositions of x, the chunk's over the tile's columns of W, sizeof(T) of y.
 //
 // Assumes: columns of y and residual are contiguous.
@@ -71,8 +73,8 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm((kMode == Mode::run
     constexpr int kCols = kLanes * kPieces * kWide;
     constexpr int kIndex = (kPositions + 1 + 3) / 4;  // in uint4
     constexpr int kHeads = (kPositions + 1) / 2;      // in uint4
-    constexpr int kUnroll = kRuns ? 4 : 2;  // pairs whose loads are under way together
-    constexpr int kArrivals = 2;                      // room for four, one a stage, in uint4
+    constexpr int kArrivals = 2;                      // in uint4: room for four, one a stage
+    constexpr int kUnroll = kRuns ? 4 : 2;            // pairs whose loads are under way together
     static_assert(kCols <= kThreads && kHeads <= kThreads, "one step of the block covers them");
 
     extern __shared__ uint4 memory[];
