@@ -75,6 +75,7 @@ class _Groups:
                     va="bottom",
                     fontsize=7.5,
                     fontweight="bold",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
                 )
 
 
@@ -149,7 +150,7 @@ def sparsities(products: Products, path: Path | str, title: str) -> bool:
                         label=f"{name}, {column}",
                     )
         axes.set(xlabel="% zeros", ylabel="µs", ylim=(0, None))
-        _finish(axes, title)
+        _finish(axes, title, loc="upper right", ncols=2)
     return True
 
 
@@ -262,6 +263,6 @@ def _network(panel: Any, row: int, one: Network) -> None:
         panel.text(time_us / one.vendor_us + 0.02, at, text, va="center", fontsize=6.5)
 
 
-def _finish(axes: Any, title: str) -> None:
+def _finish(axes: Any, title: str, **legend: Any) -> None:
     axes.set_title(title, loc="left", fontweight="bold", parse_math=False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, **legend)
