@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from zeroskip import methods
+from zeroskip import measure, methods
 from zeroskip.cuda.compile import INCLUDE, Instance, build, resources
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the compiler's wheels are for Linux")
 
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "kernels.py"))
+ROOT = Path(__file__).parents[2]
+TOOL = runpy.run_path(str(ROOT / "tools" / "kernels.py"))
 ARCHITECTURES: tuple[str, ...] = TOOL["ARCHITECTURES"]
 FOUND: list[tuple[str, Instance]] = list(TOOL["instances"]())
 KERNELS = Path(__file__).with_name("kernels.cuh")
@@ -45,6 +46,21 @@ def test_no_methods_kernels_are_forgotten() -> None:
 def test_shared_headers_cost_no_local_memory(kernel: str, arch: str) -> None:
     instance = Instance(KERNELS, f"zeroskip::testing::{kernel}")
     assert instance.objection(resources(build(KERNELS, instance.expression, arch))) is None
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("source", "kernel"),
+    [
+        (Path(measure.__path__[0]) / "l2.cuh", "read_again"),
+        (ROOT / "tools" / "fault.cuh", "write_behind<float>"),
+        (ROOT / "tools" / "fault.cuh", "race<float>"),
+    ],
+    ids=lambda value: str(getattr(value, "name", value)),
+)
+def test_kernels_that_are_no_methods_compile_too(source: Path, kernel: str, arch: str) -> None:
+    instance = Instance(source, f"zeroskip::{kernel}")
+    assert instance.objection(resources(build(source, instance.expression, arch))) is None
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
