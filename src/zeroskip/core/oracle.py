@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zeroskip.core.layer import Activation, Layer, ResidualPlace
+from zeroskip.core.layer import Activation, Layer, Precision, ResidualPlace
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
 """Half the distance from 1 to the next number of the type."""
@@ -16,6 +16,11 @@ UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat1
 
 TF32_PRODUCT = 2.0**-9 * (1 + 2.0**-11)
 """Relative error of a product whose two factors were cut to 10 bits behind the point, ``2^-10`` each."""
+
+
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1, "fp64": 1e-4}
+"""Largest relative distance at which a dense library or a whole network counts as right: these round as often as they
+like, so the elementwise bound is not for them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,13 @@ def activate(y: Tensor, activation: Activation) -> Tensor:
     if activation == "relu":
         return functional.relu(y)
     return functional.relu6(y) if activation == "relu6" else y
+
+
+def activate_(y: Tensor, activation: Activation) -> Tensor:
+    """The same in place."""
+    if activation == "relu":
+        return y.relu_()
+    return functional.relu6(y, inplace=True) if activation == "relu6" else y
 
 
 def epilogue(y: Tensor, activation: Activation, place: ResidualPlace, residual: Tensor | None) -> Tensor:

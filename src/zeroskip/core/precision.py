@@ -1,4 +1,4 @@
-"""Whether vendor libraries may round float32 operands to TF32: torch's settings, read and held."""
+"""How vendor libraries compute on a GPU: torch's settings for TF32, sums and searches, read and held."""
 
 from __future__ import annotations
 
@@ -31,6 +31,21 @@ def held(precision: Precision) -> Iterator[None]:
         finally:
             for function, *arguments in reversed(restore):
                 function(*arguments)
+
+
+@contextmanager
+def searching() -> Iterator[None]:
+    """cuDNN measures its algorithms when it first meets a shape, and remembers; the caller's setting comes back.
+
+    Not while a graph is captured: a search waits for the GPU, and what it found before is used all the same.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _hold_operands(allow: bool) -> list[tuple[Any, ...]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from zeroskip.core.device import Device
 from zeroskip.core.layer import ConvShape, Layer
-
-ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}
-PLACES = {"none": 0, "before": 1, "after": 2}
-"""Values of ``Activation`` and ``Residual`` in ``types.cuh``."""
-TYPES = {"fp32": "float", "tf32": "float", "fp16": "__half", "bf16": "__nv_bfloat16"}
-"""Of the elements in memory, by precision; kernels that sum in float32 need no TF32."""
+from zeroskip.cuda.types import ACTIVATIONS, PLACES
+from zeroskip.pack.csr import Csr
 
 
 class Pixels:
@@ -31,9 +30,26 @@ class Pixels:
         return *self.counts, *x_plane, *y.stride()[:3], *r_plane, *self.codes
 
 
-def first_channel(shape: ConvShape) -> Tensor:
-    """int64 ``[k]``: the first input channel of each output channel's group."""
-    return torch.arange(shape.k) // (shape.k // shape.groups) * (shape.c // shape.groups)
+def refusal(layer: Layer, device: Device) -> str | None:
+    """Why the layer is no such product for kernels that sum in float32, or None."""
+    shape = layer.shape
+    if device.kind != "cuda":
+        return "runs on NVIDIA GPUs only"
+    if (shape.r, shape.s) != (1, 1) or shape.padding != (0, 0):
+        kernel = f"{shape.r}x{shape.s} padded by {shape.padding}"
+        return f"is for 1x1 convolutions without padding, the layer is {kernel}"
+    if layer.precision == "fp64":
+        return "sums in fp32, the layer is fp64"
+    if 0 in shape.output_shape:
+        return "the batch is empty"
+    return None
+
+
+def matrix(weight: Tensor, shape: ConvShape) -> Csr:
+    """``[k, c / groups, 1, 1]`` -> a matrix over all input channels."""
+    csr = Csr.of(weight.reshape(shape.k, -1))
+    first = torch.arange(shape.k) // (shape.k // shape.groups) * (shape.c // shape.groups)
+    return replace(csr, shape=(shape.k, shape.c), col_indices=csr.col_indices + first[csr.row_indices])
 
 
 def grouped(dense: Tensor, weight_shape: tuple[int, int, int, int], groups: int) -> Tensor:

@@ -21,7 +21,6 @@ from zeroskip.core.device import Device
 from zeroskip.core.errors import ZeroskipError
 from zeroskip.core.graph import Segment
 from zeroskip.core.method import AnyMethod, Candidate
-from zeroskip.cuda.compile import ready as compiler
 from zeroskip.measure.bound import Bound, Case, Oracle, Prepared, Stage, bind, check, packed_bytes, prepare
 from zeroskip.measure.timer import Timer, once
 from zeroskip.plan.plan import Rejection
@@ -182,7 +181,6 @@ def _prepared(
     }
     if device.kind == "cpu":
         return {name: [*calls] for name, calls in jobs.items()}
-    compiler()  # loaded before the threads start: cuda.core cannot be imported by two at once
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return {name: [pool.submit(call).result for call in calls] for name, calls in jobs.items()}
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,13 +13,10 @@ from torch import Tensor, nn
 from zeroskip.core.device import Device
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.layer import Precision
-from zeroskip.core.precision import held
+from zeroskip.core.precision import held, searching
 from zeroskip.model.bake import bake
 
 Call = Callable[[], Tensor]
-
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest relative distance from float64 at which a dense library counts as right."""
 
 
 def baseline(name: str, model: nn.Module, x: Tensor, device: Device, precision: Precision = "fp32") -> Call:
@@ -36,7 +32,7 @@ def baseline(name: str, model: nn.Module, x: Tensor, device: Device, precision: 
         raise Unsupported(f"{name} does not run such a case on {device.kind}")
     call = make[name](bake(model), x, device, precision)
     if device.kind == "cuda":
-        with _searching():
+        with searching():
             for _ in range(3):
                 call()
     return call
@@ -56,17 +52,6 @@ def _no_grad(model: Callable[[Tensor], Tensor], x: Tensor, device: Device, preci
             return model(x)
 
     return run_there
-
-
-@contextmanager
-def _searching() -> Iterator[None]:
-    """cuDNN measures its algorithms for every new shape, and remembers the fastest."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def _torch(model: nn.Module, x: Tensor, device: Device, precision: Precision) -> Call:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from zeroskip.assets import dense_denoiser, sparse_denoiser
 from zeroskip.core.device import cpu
 from zeroskip.core.errors import Unsupported, ZeroskipError
+from zeroskip.core.oracle import TOLERANCE
 from zeroskip.measure.timer import Measurement, measure, once
 from zeroskip.plan.plan import Plan
 from zeroskip.plan.planner import Progress, silent
 from zeroskip.report.page import write_page
 from zeroskip.report.picture import Panel, Row, draw
 from zeroskip.report.tables import milliseconds
-from zeroskip.run.compile import SAME, compile, distance
+from zeroskip.run.compile import compile, distance
 
 __all__ = ["DemoResult", "dense_denoiser", "run_demo", "sparse_denoiser"]
 
@@ -145,10 +146,10 @@ def _run(out_dir: Path, threads: int, progress: Progress) -> DemoResult:
         progress(done, total, f"denoising {one.photograph.name}")
         one.images.update({name: call(one.images[NOISY]) for name, call in calls.items()})
         difference = max(difference, distance(one.images[ENGINE], one.images[SPARSE]))
-    if difference > SAME:
+    if difference > TOLERANCE["fp32"]:
         raise ZeroskipError(
             f"the engine's outputs differ from torch's by {difference:.2g} of the largest output, at "
-            f"most {SAME:.2g} is rounding: please report this, with what `zeroskip doctor` prints"
+            f"most {TOLERANCE['fp32']:.2g} is rounding: please report this, with what `zeroskip doctor` prints"
         )
 
     progress(total - 2, total, "comparing times")

@@ -19,13 +19,14 @@ from zeroskip.core.graph import Segment
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import Epilogue, Layer, Sparsity
 from zeroskip.core.method import AnyMethod, Candidate, LayerMethod
+from zeroskip.core.oracle import TOLERANCE
 from zeroskip.core.record import Record, Status
 from zeroskip.measure.bound import Bound, Case, Oracle, Stage, bind, check, packed_bytes
 from zeroskip.measure.graphs import Rotation
 from zeroskip.measure.timer import Timer, measure, once
 from zeroskip.methods import registry
 from zeroskip.plan.tune import MOST_CANDIDATES, tune
-from zeroskip.report.baselines import TOLERANCE, baseline
+from zeroskip.report.baselines import baseline
 from zeroskip.report.plausible import objection
 from zeroskip.report.suite import LABEL, BenchCase, Cache
 from zeroskip.report.vendors import column

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from zeroskip.core.device import Device
 from zeroskip.core.errors import Unsupported, ZeroskipError
 from zeroskip.core.layer import PRECISION_DTYPES
+from zeroskip.core.oracle import TOLERANCE
 from zeroskip.core.record import Record, Times
 from zeroskip.measure.timer import Timer, measure
 from zeroskip.methods import registry
 from zeroskip.model.bake import bake
 from zeroskip.plan.tune import remembering
-from zeroskip.report.baselines import TOLERANCE, baseline
+from zeroskip.report.baselines import baseline
 from zeroskip.report.layers import first_line, status_of
 from zeroskip.report.suite import BenchCase
 from zeroskip.report.workload import example_of, model_of

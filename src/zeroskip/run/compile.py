@@ -23,12 +23,12 @@ from zeroskip.model.passes import simplify
 from zeroskip.model.program import Program
 from zeroskip.plan.plan import Plan
 from zeroskip.plan.planner import Progress, best_plan, dense_plans, silent, tune_program, validate
-from zeroskip.run.confirm import SAME, Settings, confirm, distance
+from zeroskip.run.confirm import Settings, confirm, distance
 from zeroskip.run.engine import Engine, Variant, executor
 from zeroskip.run.graphs import captured, in_capture_thread
 from zeroskip.run.refine import refine
 
-__all__ = ["SAME", "compile", "distance"]
+__all__ = ["compile", "distance"]
 
 Example = Tensor | tuple[Tensor, ...]
 FloatPrecision = Literal["fp32", "tf32"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from zeroskip.core.layer import Precision
 from zeroskip.core.method import AnyMethod
+from zeroskip.core.oracle import TOLERANCE
+from zeroskip.core.precision import searching
 from zeroskip.measure.bound import Bound
 from zeroskip.model.bake import bake
 from zeroskip.plan.plan import Confirmation, Plan
@@ -25,10 +26,6 @@ Settings = Callable[[], AbstractContextManager[None]]
 
 CONFIRM_SECONDS = 3.0
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 31
-SAME = 1e-4
-"""Largest distance of the engine's outputs from torch's, over the largest output, before a warning."""
-SAME_IN: dict[Precision, float] = {"tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
-"""The same where layers round more than float32 does."""
 
 
 def confirm(
@@ -52,7 +49,7 @@ def confirm(
         The plan, and what the user must be warned of.
     """
     device, warned = best.plan.device, list[str]()
-    with _searching():
+    with searching():
         torch_calls, reference = _torch_models(model, inputs, settings)
         engines = {"best": best} | {f"dense {index}": variant for index, variant in enumerate(dense)}
         calls: dict[str, Callable[[], object]] = dict(torch_calls)
@@ -86,17 +83,6 @@ def _rounds(calls: Mapping[str, Callable[[], object]]) -> int:
     return min(MOST_ROUNDS, max(FEWEST_ROUNDS, math.ceil(CONFIRM_SECONDS / max(time.perf_counter() - started, 1e-4))))
 
 
-@contextmanager
-def _searching() -> Iterator[None]:
-    """cuDNN searches its algorithms for the torch model too."""
-    cudnn = torch.backends.cudnn
-    before, cudnn.benchmark = cudnn.benchmark, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark = before
-
-
 def _torch_models(
     model: nn.Module, inputs: tuple[Tensor, ...], settings: Settings
 ) -> tuple[dict[str, Callable[[], object]], Any]:
@@ -123,7 +109,7 @@ def tolerance(variant: Variant) -> float:
     """The distance from torch's outputs that the precisions of the layers explain."""
     program = variant.program
     found = {program.precision(node) for node in program.graph.nodes if node.conv is not None}
-    return max((SAME_IN.get(precision, SAME) for precision in found), default=SAME)
+    return max((TOLERANCE[precision] for precision in found), default=TOLERANCE["fp32"])
 
 
 def distance(ours: Any, theirs: Any) -> float:

@@ -20,7 +20,6 @@ from zeroskip.core.graph import Segment
 from zeroskip.core.jsonable import from_json
 from zeroskip.core.layer import Layer
 from zeroskip.core.method import AnyMethod, layer_parameters
-from zeroskip.cuda.compile import ready as compiler
 from zeroskip.measure.bound import Bound, bind
 from zeroskip.model.program import Program
 from zeroskip.plan.plan import Plan, Step
@@ -170,7 +169,6 @@ def executor(variant: Variant, methods: Mapping[str, AnyMethod], known: dict[str
     # Packing is NumPy's work mostly, which lets other threads run.  The current GPU is a setting of each thread.
     enter = None
     if device.kind == "cuda":
-        compiler()  # loaded before the threads start: cuda.core cannot be imported by two at once
         enter = partial(torch.cuda.set_device, device.torch)
     with ThreadPoolExecutor(os.cpu_count(), initializer=enter) as pool:
         known.update(zip(missing, pool.map(bound, missing.values()), strict=True))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from zeroskip.core.layer import Layer
+from zeroskip.core.oracle import activate_
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,7 @@ class CusparseRun:
         beta = self._start(y, residual if self.epilogue.residual == "before" else None)
         for image, result in zip(x.flatten(2), y.view(*y.shape[:2], -1), strict=True):
             torch.addmm(result, self.weight, image, beta=beta, out=result)
-        if self.epilogue.activation == "relu":
-            y.relu_()
-        elif self.epilogue.activation == "relu6":
-            functional.relu6(y, inplace=True)
+        activate_(y, self.epilogue.activation)
         if self.epilogue.residual == "after" and residual is not None:
             y += residual
         return (y,)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from zeroskip.core.layer import Layer
+from zeroskip.core.oracle import activate_
 
 ROWS_AND_DEPTH, COLUMNS = 16, 8
 """What the sizes must be multiples of, in fp16 and bf16.
@@ -62,11 +63,7 @@ class CusparseltRun:
                 y = y.view(*x.shape[:-1], shape.k)
         else:
             y = self._multiply(x[0].flatten(1).contiguous()).view(shape.output_shape)
-        if self.layer.epilogue.activation == "relu":
-            y.relu_()
-        elif self.layer.epilogue.activation == "relu6":
-            functional.relu6(y, inplace=True)
-        return (y,)
+        return (activate_(y, self.layer.epilogue.activation),)
 
     def _multiply(self, dense: Tensor) -> Tensor:
         """``[k, pixels]`` of contiguous ``[c, pixels]``; by rows, ``[pixels, k]`` of ``[pixels, c]`` transposed."""

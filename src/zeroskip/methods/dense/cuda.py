@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional
 from zeroskip.core.device import Device
 from zeroskip.core.layer import Layer
 from zeroskip.core.method import Run
-from zeroskip.core.precision import held
+from zeroskip.core.precision import held, searching
 from zeroskip.methods.dense.blocks import likely
 from zeroskip.methods.dense.config import DenseConfig, DensePacked, Order, is_product
 from zeroskip.methods.dense.epilogue import finish
@@ -91,7 +90,7 @@ class LibraryRun:
 class ConvRun(LibraryRun):
     def compute(self, x: Tensor, residual: Tensor | None) -> Tensor:
         shape = self.shape
-        with searching(x):
+        with searching():
             y = functional.conv2d(x, self.weight, None, shape.stride, shape.padding, shape.dilation, shape.groups)
         return finish(y, self.bias, self.epilogue, residual)
 
@@ -178,21 +177,6 @@ class TritonRun:
             self.blocks,
         )
         return (y,)
-
-
-@contextmanager
-def searching(x: Tensor) -> Iterator[None]:
-    """cuDNN measures its algorithms when it first meets a shape, and remembers.
-
-    Not while a graph is captured: a search waits for the GPU, and what it found before is used all the same.
-    """
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark
-    cudnn.benchmark = not (x.is_cuda and torch.cuda.is_current_stream_capturing())
-    try:
-        yield
-    finally:
-        cudnn.benchmark = before
 
 
 def _planes(x: Tensor) -> Tensor:

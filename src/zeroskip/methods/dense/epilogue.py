@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from zeroskip.core.layer import MAX_ELEMENTS, Epilogue
+from zeroskip.core.oracle import activate_
 from zeroskip.methods.dense.ready import triton_runs
 
 
@@ -32,10 +32,7 @@ def finish(y: Tensor, bias: Tensor | None, epilogue: Epilogue, residual: Tensor 
         y += bias.reshape(-1, 1, 1) if y.dim() == 4 else bias
     if place == "before" and residual is not None:
         y += residual
-    if activation == "relu":
-        y.relu_()
-    elif activation == "relu6":
-        functional.relu6(y, inplace=True)
+    activate_(y, activation)
     return y.add_(residual) if place == "after" and residual is not None else y
 
 

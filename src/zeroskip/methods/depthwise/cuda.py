@@ -16,6 +16,7 @@ from zeroskip.core.layer import PRECISION_BYTES, PRECISION_DTYPES, ConvShape, Ep
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import load
+from zeroskip.cuda.types import TYPES
 
 KERNEL = Path(__file__).with_name("kernel.cuh")
 
@@ -37,8 +38,6 @@ SKIPPING_CANDIDATES = 2
 MANY_TAPS = 25
 SIMILAR = 0.1
 """What a candidate that differs in its block only must be better by to be tried first."""
-
-TYPES: dict[Precision, str] = {"fp32": "float", "tf32": "float", "fp16": "__half", "bf16": "__nv_bfloat16"}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from zeroskip.cuda import pixels
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import load
-from zeroskip.pack.csr import Csr
+from zeroskip.cuda.types import TYPES
 from zeroskip.pack.slabs import Slabs
 
 Mode = Literal["vectors", "runs", "gather"]
@@ -94,7 +94,7 @@ class SlabConfig:
 
     def expression(self, precision: Precision) -> str:
         sizes = ", ".join(map(str, (self.lanes, self.pieces, self.rows, self.warps)))
-        return f"zeroskip::slab::spmm<{pixels.TYPES[precision]}, zeroskip::slab::Mode::{self.mode}, {sizes}>"
+        return f"zeroskip::slab::spmm<{TYPES[precision]}, zeroskip::slab::Mode::{self.mode}, {sizes}>"
 
     def shared_bytes(self, pitch: int, chunk_bytes: int) -> int:
         """Dynamic shared memory of a block; the last term is what a load behind the last pixel may touch."""
@@ -220,11 +220,10 @@ def _seconds(layer: Layer, config: SlabConfig, device: Device) -> float:
 # -- weights and code ------------------------------------------------------------------------------------
 def pack(layer: Layer, weight: Tensor, bias: Tensor | None, config: SlabConfig) -> SlabPacked:
     shape = layer.shape
-    csr = Csr.of(weight.reshape(shape.k, -1))
-    absolute = replace(csr, col_indices=csr.col_indices + pixels.first_channel(shape)[csr.row_indices])
     bias = torch.zeros(shape.k) if bias is None else bias.detach().float()
     pitch = config.pitch(shape) * FLOAT
-    slabs = Slabs.of(absolute, shape.c, bias, config.positions, config.blocks, config.slab, pitch)
+    csr = pixels.matrix(weight, shape)
+    slabs = Slabs.of(csr, shape.c, bias, config.positions, config.blocks, config.slab, pitch)
     return SlabPacked(slabs, config, layer.precision, shape.weight_shape, shape.groups)
 
 

@@ -13,6 +13,7 @@ from zeroskip.core.graph import Segment
 from zeroskip.core.layer import Layer
 from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
+from zeroskip.cuda import pixels
 from zeroskip.methods.slab import cuda
 from zeroskip.methods.slab.cuda import SlabConfig, SlabPacked
 
@@ -24,20 +25,9 @@ class Slab(LayerMethod[SlabConfig, SlabPacked]):
     config_type: ClassVar[type] = SlabConfig
 
     def supports(self, layer: Layer, device: Device) -> str | None:
-        shape = layer.shape
-        if device.kind != "cuda":
-            return "runs on NVIDIA GPUs only"
-        if layer.kind == "linear":
+        if device.kind == "cuda" and layer.kind == "linear":
             return "is for convolutions; sputnik runs linear layers"
-        if (shape.r, shape.s) != (1, 1) or shape.padding != (0, 0):
-            return (
-                f"is for 1x1 convolutions without padding, the layer is {shape.r}x{shape.s} padded by {shape.padding}"
-            )
-        if layer.precision == "fp64":
-            return "sums in fp32, the layer is fp64"
-        if 0 in shape.output_shape:
-            return "the batch is empty"
-        return None
+        return pixels.refusal(layer, device)
 
     def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[SlabConfig]]:
         return [

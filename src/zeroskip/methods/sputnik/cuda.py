@@ -17,6 +17,7 @@ from zeroskip.cuda import pixels
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import load
+from zeroskip.cuda.types import TYPES
 from zeroskip.pack.csr import Csr
 
 KERNEL = Path(__file__).with_name("kernel.cuh")
@@ -62,7 +63,7 @@ class SputnikConfig:
         if linear:
             sizes = [self.subwarp, self.pieces, self.rows]
         kernel = "spmv" if linear else "spmm"
-        return f"zeroskip::sputnik::{kernel}<{pixels.TYPES[precision]}, {', '.join(map(str, sizes))}>"
+        return f"zeroskip::sputnik::{kernel}<{TYPES[precision]}, {', '.join(map(str, sizes))}>"
 
 
 @dataclass(frozen=True)
@@ -165,15 +166,14 @@ def sum_steps(nnz: int, rows: int, lanes: int) -> float:
 # -- weights and code ------------------------------------------------------------------------------------
 def pack(layer: Layer, weight: Tensor, bias: Tensor | None, config: SputnikConfig) -> SputnikPacked:
     shape = layer.shape
-    csr = Csr.of(weight.reshape(shape.k, -1))
+    csr = pixels.matrix(weight, shape)
     lengths = csr.row_offsets.diff()
     order = torch.argsort(-lengths, stable=True) if config.swizzle else torch.arange(shape.k)
-    columns = csr.col_indices + pixels.first_channel(shape)[csr.row_indices]
-    spare = columns.new_zeros(config.sparse)
+    spare = csr.col_indices.new_zeros(config.sparse)
     return SputnikPacked(
         csr.row_offsets.int(),
         order.int(),
-        torch.cat([columns, spare]).int(),
+        torch.cat([csr.col_indices, spare]).int(),
         torch.cat([csr.values, csr.values.new_zeros(config.sparse)]).to(PRECISION_DTYPES[layer.precision]),
         torch.zeros(shape.k) if bias is None else bias.detach().float().contiguous(),
         config,
