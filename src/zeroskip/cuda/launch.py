@@ -15,6 +15,7 @@ from zeroskip.cuda.compile import imported, unpack
 
 Triple = tuple[int, int, int]
 
+BOXES_BYTES = 128
 _FREE_SHARED_BYTES = 48 * 1024
 """Static and dynamic shared memory together that any kernel may use; more must be asked for."""
 
@@ -64,8 +65,8 @@ class Kernel:
         Args:
             grid: blocks in x, y, z, also when there are clusters (which must divide it).
             block: threads in x, y, z.
-            arguments: CUDA tensors (their addresses), None (a null pointer), ints (as ``int``), floats (as ``float``).
-                The caller keeps the tensors alive as for any operator of torch.
+            arguments: CUDA tensors (their addresses), None (a null pointer), ints (as ``int``), floats (as ``float``),
+                what ``boxes`` returns.  The caller keeps the tensors alive as for any operator of torch.
             shared_bytes: dynamic shared memory of a block.
             cluster: blocks of a cluster in x, y, z.
             dependent: may start before the previous kernel of the stream has ended; the kernel must then call
@@ -88,7 +89,7 @@ class Kernel:
 
     def _check(self, passed: Sequence[Any]) -> None:
         """The driver takes addresses on faith: a missing or short argument would be read from beyond its end."""
-        sizes = tuple(8 if type(value) is int else value.itemsize for value in passed)
+        sizes = tuple(getattr(value, "itemsize", 8 if type(value) is int else BOXES_BYTES) for value in passed)
         if sizes != self._sizes:
             raise TypeError(f"{self.symbol} takes arguments of {self._sizes} bytes, got {sizes}")
         self._checked = True
@@ -104,6 +105,21 @@ class Kernel:
                 f"{self.symbol}: a block cannot have {shared_bytes} bytes of shared memory here ({status.name})"
             )
         self._shared_bytes[device] = shared_bytes
+
+
+def boxes(tensor: torch.Tensor, box: Triple) -> Any:
+    """An argument for a kernel that copies boxes of ``tensor`` [images, channels, pixels] (``zeroskip::Boxes``, sm_90).
+
+    Args:
+        tensor: any strides that are multiples of 16 bytes, pixels next to each other, at a multiple of 16 bytes.
+        box: images, channels and pixels of a box, at most 256 each, its pixels a multiple of 16 bytes.
+
+    Raises:
+        ValueError: the tensor or the box is none of the kind.
+    """
+    view = imported("cuda.core.utils").StridedMemoryView
+    bits = tensor.view(torch.float16) if tensor.dtype is torch.bfloat16 else tensor  # copied, not computed with
+    return view.from_any_interface(bits.detach(), stream_ptr=-1).as_tensor_map(box)
 
 
 @functools.lru_cache(1024)
@@ -130,6 +146,8 @@ def _passed(value: object) -> Any:
         if not value.is_cuda:
             raise ValueError(f"a kernel cannot read a tensor on {value.device}; move it to the GPU")
         return value.data_ptr()
+    if isinstance(value, imported("cuda.core").TensorMapDescriptor):
+        return value
     raise TypeError(f"kernels take tensors, None, ints and floats, got {kind.__name__}")
 
 

@@ -11,20 +11,27 @@
 // load of kWide columns from shared memory for each piece.
 //
 // How a tile comes to shared memory, and what it is:
-//   vectors  kLanes * kPieces * 4 neighbouring columns of any images; four of them lie together and aligned, in x, y and the
-//            residual, from every column that is a multiple of 4
-//   runs     one image of at most kLanes * kPieces pixels, whose channels follow each other without a gap: copied as it
-//            lies in memory, so that planes of odd size need no alignment
+//   boxes    kLanes * kPieces * 4 neighbouring columns of one image, by the copy engine; four of them lie together and
+//            aligned, in x, y and the residual, from every column that is a multiple of 4
+//   runs     one image of at most kLanes * kPieces * kWide pixels, whose channels follow each other without a gap, by the
+//            copy engine: as it lies in memory, so that planes of odd size need no alignment
+//   vectors  as boxes, of any images, by the threads
 //   gather   as vectors, but element by element, for x of any strides
 //
-// The `split` blocks of a cluster share a tile and its rows: each takes a part of the slabs, and at the end a part of the
-// rows, whose sums it collects from the others' shared memory.
+// What the engine brings, no thread waits for but at its first use: the warp that is the last to be done with a stage asks
+// for the slab that comes into it next, and warps may be `stages` slabs apart.  What threads bring, all wait for.
 //
-// Shared memory: 32 bytes of arrivals; the head, 8 bytes a row; then stages x (slab + 1 rows of the tile, the last one
-// zeros; chunk); for the exchange kPositions x kCols floats in the same place.  A chunk is what a block needs of W for
-// one slab: an index of kPositions + 1 ints (padded to 16 bytes), then the nonzeros of each position in pairs (the odd
-// one is paired with a zero weight at the row of zeros).  Weights are copied before the kernel waits for the one before
-// it.
+// `mates` blocks of neighbouring rows share boxes and runs of a tile: each asks for a part, which the engine writes to all
+// of them, so that x leaves L2 once per cluster.  No stage is used twice then.
+//
+// The `split` blocks of a cluster share a tile and its rows: each takes a part of the slabs, and at the end finishes a part
+// of the rows, whose sums the others write into its shared memory.
+//
+// Shared memory: 128 bytes of arrivals and counts; the heads, 8 bytes a row; then stages x (slab + 1 rows of the tile, the
+// last one zeros; chunk), each part a multiple of 128 bytes; kPositions x kCols floats for the exchange, in the same place
+// unless blocks share rows.  A chunk is what a block needs of W for one slab: an index of kPositions + 1 ints (padded to
+// 16 bytes), then the nonzeros of each position in pairs (the odd one is paired with a zero weight at the row of zeros).
+// Weights are copied before the kernel waits for the one before it.
 // Bytes per output: K * sizeof(T) / kPositions of x, the chunk's over the tile's columns of W, sizeof(T) of y.
 //
 // Assumes: columns of y and residual are contiguous.
@@ -57,164 +64,74 @@ __device__ constexpr int blocks_per_sm(int sums, int threads) {
     return blocks > 0 ? blocks : 1;
 }
 
-enum class Mode { vectors, runs, gather };
+enum class Mode { boxes, runs, vectors, gather };
 
-template <typename T, Mode kMode, int kLanes, int kPieces, int kRows, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, blocks_per_sm((kMode == Mode::runs ? 1 : 4) * kPieces * kRows, kWarps * 32))
-    spmm(const uint4* __restrict__ heads, const uint4* __restrict__ chunks, const T* x, T* y, const T* residual,
-         int channels, int slab, int slabs, int stages, int chunk_units, int count, int per_image, int per_row,
-         int x_image, int x_channel, int x_row, int x_column, int y_image, int y_channel, int y_row, int r_image,
-         int r_channel, int r_row, int activation, int place) {
-    constexpr bool kRuns = kMode == Mode::runs;
-    constexpr int kWide = kRuns ? 1 : 4;  // neighbouring columns that a thread reads at once
+// How the kernel is told where x lies.
+template <typename T, Mode kMode>
+struct Input {
+    using type = const T*;
+};
+template <typename T>
+struct Input<T, Mode::boxes> {
+    using type = Boxes;
+};
+
+// In units of 16 bytes, rounded up to whole 128 bytes.
+__device__ __forceinline__ int units(int bytes) { return (bytes + 127) / 128 * 8; }
+
+template <typename T, Mode kMode, int kWide, int kLanes, int kPieces, int kRows, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRows, kWarps * 32))
+    spmm(const uint4* __restrict__ heads, const uint4* __restrict__ chunks,
+         const __grid_constant__ typename Input<T, kMode>::type x, T* y, const T* residual, int channels, int slab,
+         int slabs, int stages, int chunk_units, int mates, int count, int per_image, int per_row, int x_image,
+         int x_channel, int x_row, int x_column, int y_image, int y_channel, int y_row, int r_image, int r_channel,
+         int r_row, int activation, int place) {
+    constexpr bool kEngine = kMode == Mode::boxes || kMode == Mode::runs;
     constexpr int kThreads = kWarps * 32;
     constexpr int kSubwarps = kThreads / kLanes;
     constexpr int kPositions = kSubwarps * kRows;
     constexpr int kCols = kLanes * kPieces * kWide;
     constexpr int kIndex = (kPositions + 1 + 3) / 4;  // in uint4
     constexpr int kHeads = (kPositions + 1) / 2;      // in uint4
-    constexpr int kArrivals = 2;                      // in uint4: room for four, one a stage
-    constexpr int kUnroll = kRuns ? 4 : 2;            // pairs whose loads are under way together
+    constexpr int kMostStages = 8;
+    constexpr int kUnroll = kWide == 1 ? 4 : 2;  // pairs whose loads are under way together
     static_assert(kCols <= kThreads && kHeads <= kThreads, "one step of the block covers them");
 
-    extern __shared__ uint4 memory[];
-    Arrival* const arrivals = reinterpret_cast<Arrival*>(memory);
-    uint4* const heads_here = memory + kArrivals;
-    uint4* const stage_memory = heads_here + kHeads;
+    extern __shared__ __align__(128) uint4 memory[];
+    Arrival* const arrivals = reinterpret_cast<Arrival*>(memory);  // of the stages
+    Arrival* const exchanged = arrivals + kMostStages;
+    int* const done = reinterpret_cast<int*>(exchanged + 1);  // warps, by stage
+    uint4* const heads_here = memory + units(128);
+    uint4* const stage_memory = heads_here + units(16 * kHeads);
     const Pixels pixels{count, per_image, per_row};
-    const Plane x_plane{x_image, x_channel, x_row, x_column};
-    const int split = gridDim.z, rank = blockIdx.z;
-    const int first_col = blockIdx.x * (kRuns ? per_image : kCols);
-    const int last_col = kRuns ? first_col + per_image : min(first_col + kCols, count);
-    const int pitch = kRuns ? per_image : kCols;  // floats from channel to channel of the tile
-    const int tile_units = ((slab + 1) * pitch + 3) / 4;
-    const int stage_units = tile_units + chunk_units;
+    const int split = gridDim.z, rank = blockIdx.z, mate = mates == 1 ? 0 : blockIdx.y % mates;
+    const int strips = kMode == Mode::boxes ? (per_image + kCols - 1) / kCols : 1;  // tiles of an image
+    const int image = strips == 1 ? blockIdx.x : blockIdx.x / strips;
+    const int first_col = kEngine ? image * per_image + (blockIdx.x - image * strips) * kCols : blockIdx.x * kCols;
+    const int last_col = min(kMode == Mode::runs ? first_col + per_image : first_col + kCols,
+                             kEngine ? (image + 1) * per_image : count);
+    const int pitch = kMode == Mode::runs ? per_image : kCols;  // elements from channel to channel of the tile
+    const int tile_units = units((slab + 1) * pitch * sizeof(T));
+    const int stage_units = tile_units + units(16 * chunk_units);
     const int first_slab = split == 1 ? 0 : rank * slabs / split;
     const int last_slab = split == 1 ? slabs : (rank + 1) * slabs / split;
-
-    int load_stage = 0, stage = 0, parity = 0;
-    // Copies slab s of x, or what of it does not come as a run.
-    auto load_tile = [&](float* tile, int s) {
-        const int first = s * slab, depth = min(slab, channels - first);
-        const T* const from = x + static_cast<long long>(first) * x_channel;
-        if constexpr (kRuns) {
-            // The channels of an image are one run of memory.
-            const T* const source = from + static_cast<long long>(blockIdx.x) * x_image;
-            const int whole = depth * per_image / 4;
-            if constexpr (sizeof(T) == 4) {
-                copy_run(reinterpret_cast<uint4*>(tile), source, whole, arrivals + load_stage);
-            } else {
-#pragma unroll 4
-                for (int i = threadIdx.x; i < whole; i += kThreads) {
-                    const auto loaded = Vector<T, 4>::load(source + 4 * i);
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) tile[4 * i + j] = to_float(loaded[j]);
-                }
-            }
-            const int rest = 4 * whole + threadIdx.x;
-            if (rest < depth * per_image) tile[rest] = to_float(source[rest]);
-        } else if constexpr (kMode == Mode::vectors) {
-            constexpr int kVectors = kCols / 4;
-            constexpr int kStep = kThreads / kVectors;
-            const int piece = threadIdx.x % kVectors, col = first_col + 4 * piece;
-            if (col >= count) return;
-            int k = threadIdx.x / kVectors;
-            const T* source = from + pixels.offset(x_plane, col) + static_cast<long long>(k) * x_channel;
-            const long long step = static_cast<long long>(kStep) * x_channel;
-            float* to = tile + k * kCols + 4 * piece;
-#pragma unroll 2
-            for (; k < depth; k += kStep) {
-                if constexpr (sizeof(T) == 4) {
-                    copy_16(to, source);
-                } else {
-                    const auto loaded = Vector<T, 4>::load(source);
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) to[j] = to_float(loaded[j]);
-                }
-                source += step;
-                to += kStep * kCols;
-            }
-        } else {
-            // Neighbouring threads take one channel, each always the same column.
-            constexpr int kStep = kThreads / kCols;
-            const int col = threadIdx.x % kCols;
-            if (first_col + col >= last_col) return;
-            const T* const source = from + pixels.offset(x_plane, first_col + col);
-#pragma unroll 4
-            for (int k = threadIdx.x / kCols; k < depth; k += kStep) {
-                if constexpr (sizeof(T) == 4) {
-                    copy_4(tile + k * pitch + col, source + static_cast<long long>(k) * x_channel);
-                } else {
-                    tile[k * pitch + col] = to_float(source[static_cast<long long>(k) * x_channel]);
-                }
-            }
-        }
-    };
-
-    const int ahead = max(1, stages - 1);
     const int lane = threadIdx.x % kLanes, subwarp = threadIdx.x / kLanes;
-    const uint4* source = chunks + (static_cast<long long>(blockIdx.y) * slabs + first_slab) * chunk_units;
+    const uint4* const chunks_here = chunks + static_cast<long long>(blockIdx.y) * slabs * chunk_units;
     float sums[kRows][kPieces * kWide] = {};
-    if (threadIdx.x < stages) arrivals[threadIdx.x].init();
-    __syncthreads();
-    // At s, slab s is computed with and slab s + ahead begins to come.
-    for (int s = first_slab - ahead; s < last_slab; ++s) {
-        if (s >= first_slab) {
-            if (ahead == 1) {
-                copy_wait<0>();
-            } else if (ahead == 2) {
-                copy_wait<1>();
-            } else {
-                copy_wait<2>();
-            }
-            arrivals[stage].wait(parity);
-            __syncthreads();
-        }
-        if (s + ahead < last_slab) {
-            uint4* const target = stage_memory + load_stage * stage_units;
-            float* const tile = reinterpret_cast<float*>(target);
-            const bool first = s + ahead == first_slab;
-            if (threadIdx.x == 0) {
-                const int depth = min(slab, channels - (s + ahead) * slab);
-                const int run = kRuns && sizeof(T) == 4 ? depth * per_image / 4 : 0;
-                arrivals[load_stage].expect(16 * (chunk_units + run + (first ? kHeads : 0)));
-            }
-            // Weights do not depend on what ran before.
-            if (first) copy_run(heads_here, heads + blockIdx.y * kHeads, kHeads, arrivals + load_stage);
-            copy_run(target + tile_units, source, chunk_units, arrivals + load_stage);
-            source += chunk_units;
-            if (threadIdx.x < pitch) tile[slab * pitch + threadIdx.x] = 0.0f;
-            if (first) {
-                dependent_launch();
-                dependent_wait();
-            }
-            load_tile(tile, s + ahead);
-            load_stage = load_stage + 1 == stages ? 0 : load_stage + 1;
-        }
-        copy_commit();
-        if (s < first_slab) continue;
 
+    // Adds what the slab in `stage` gives.
+    auto compute = [&](int stage) {
         const uint4* const here = stage_memory + stage * stage_units;
-        if (++stage == stages) {
-            stage = 0;
-            parity ^= 1;
-        }
-        const char* const tile = reinterpret_cast<const char*>(here) + lane * kWide * 4;
+        const char* const tile = reinterpret_cast<const char*>(here) + lane * kWide * sizeof(T);
         const int* const index = reinterpret_cast<const int*>(here + tile_units);
         const Pair* const pairs = reinterpret_cast<const Pair*>(here + tile_units + kIndex);
         auto add = [&](float* sum, float weight, int at) {
 #pragma unroll
             for (int p = 0; p < kPieces; ++p) {
-                const char* const from = tile + at + p * kLanes * kWide * 4;
-                if constexpr (kWide == 4) {
-                    const float4 piece = *reinterpret_cast<const float4*>(from);
-                    sum[4 * p + 0] = fmaf(weight, piece.x, sum[4 * p + 0]);
-                    sum[4 * p + 1] = fmaf(weight, piece.y, sum[4 * p + 1]);
-                    sum[4 * p + 2] = fmaf(weight, piece.z, sum[4 * p + 2]);
-                    sum[4 * p + 3] = fmaf(weight, piece.w, sum[4 * p + 3]);
-                } else {
-                    sum[p] = fmaf(weight, *reinterpret_cast<const float*>(from), sum[p]);
-                }
+                const auto piece =
+                    Vector<T, kWide>::load(reinterpret_cast<const T*>(tile + at + p * kLanes * kWide * sizeof(T)));
+#pragma unroll
+                for (int i = 0; i < kWide; ++i) sum[kWide * p + i] = fmaf(weight, to_float(piece[i]), sum[kWide * p + i]);
             }
         };
 #pragma unroll
@@ -228,19 +145,187 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm((kMode == Mode::run
                 add(sums[r], pair.weight1, pair.place1);
             }
         }
+    };
+
+    if (threadIdx.x < kMostStages) {
+        arrivals[threadIdx.x].init();
+        done[threadIdx.x] = 0;
+    }
+    const int owned = kPositions / split;  // rows that this block finishes
+    if (threadIdx.x == kMostStages) {
+        exchanged->init();
+        if (split > 1) exchanged->expect((split - 1) * owned * kCols * sizeof(float));
+    }
+    if (threadIdx.x < pitch) {
+        for (int stage = 0; stage < stages; ++stage) {
+            reinterpret_cast<T*>(stage_memory + stage * stage_units)[slab * pitch + threadIdx.x] = from_float<T>(0.0f);
+        }
+    }
+    if (mates > 1 || split > 1) {
+        cluster_sync();  // before others write here and count it
+    } else {
+        __syncthreads();
+    }
+
+    if constexpr (kEngine) {
+        const unsigned short all_mates = static_cast<unsigned short>(((1u << mates) - 1u) << (mates * rank));
+        auto request_weights = [&](int s, int stage) {
+            const int depth = kMode == Mode::runs ? min(slab, channels - s * slab) : slab;
+            Arrival* const arrival = arrivals + stage;
+            arrival->expect(depth * pitch * sizeof(T) + 16 * (chunk_units + (s == first_slab ? kHeads : 0)));
+            if (s == first_slab) request_run(heads_here, heads + blockIdx.y * kHeads, 16 * kHeads, arrival);
+            request_run(stage_memory + stage * stage_units + tile_units, chunks_here + static_cast<long long>(s) * chunk_units,
+                        16 * chunk_units, arrival);
+        };
+        auto request_tile = [&](int s, int stage) {
+            char* const tile = reinterpret_cast<char*>(stage_memory + stage * stage_units);
+            Arrival* const arrival = arrivals + stage;
+            const int first = s * slab;
+            if constexpr (kMode == Mode::boxes) {
+                const int pixel = first_col - image * per_image;
+                if (mates == 1) {
+                    x.request(tile, image, first, pixel, arrival);
+                } else {
+                    const int part = slab / mates;
+                    x.share(tile + mate * part * kCols * sizeof(T), image, first + mate * part, pixel, arrival, all_mates);
+                }
+            } else if constexpr (kMode == Mode::runs) {
+                // The channels of an image are one run of memory.
+                const char* const source = reinterpret_cast<const char*>(x + static_cast<long long>(image) * x_image +
+                                                                         static_cast<long long>(first) * x_channel);
+                const int whole = min(slab, channels - first) * pitch * sizeof(T) / 16;
+                if (mates == 1) {
+                    request_run(tile, source, 16 * whole, arrival);
+                } else {
+                    const int begin = mate * whole / mates, end = (mate + 1) * whole / mates;
+                    if (begin < end) share_run(tile + 16 * begin, source + 16 * begin, 16 * (end - begin), arrival, all_mates);
+                }
+            }
+        };
+        // Weights do not depend on what ran before.
+        const int ahead = min(stages, last_slab - first_slab);
+        if (threadIdx.x == 0) {
+            if constexpr (kMode == Mode::boxes) x.prefetch();
+#pragma unroll 1
+            for (int i = 0; i < ahead; ++i) request_weights(first_slab + i, i);
+        }
+        dependent_launch();
+        dependent_wait();
+        if (threadIdx.x == 0) {
+#pragma unroll 1
+            for (int i = 0; i < ahead; ++i) request_tile(first_slab + i, i);
+        }
+        for (int s = first_slab, stage = 0, parity = 0; s < last_slab; ++s) {
+            arrivals[stage].wait(parity);
+            compute(stage);
+            if (s + stages < last_slab) {
+                __syncwarp();
+                if (threadIdx.x % 32 == 0) {
+                    __threadfence_block();
+                    if (atomicAdd(done + stage, 1) == kWarps - 1) {
+                        done[stage] = 0;
+                        __threadfence_block();
+                        request_weights(s + stages, stage);
+                        request_tile(s + stages, stage);
+                    }
+                }
+            }
+            if (++stage == stages) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+    } else {
+        auto load_tile = [&](T* tile, int s) {
+            const int first = s * slab, depth = min(slab, channels - first);
+            const Plane plane{x_image, x_channel, x_row, x_column};
+            const T* const from = x + static_cast<long long>(first) * x_channel;
+            if constexpr (kMode == Mode::vectors) {
+                constexpr int kVectors = kCols / 4;
+                constexpr int kStep = kThreads / kVectors;
+                const int piece = threadIdx.x % kVectors, col = first_col + 4 * piece;
+                if (col >= count) return;
+                int k = threadIdx.x / kVectors;
+                const T* source = from + pixels.offset(plane, col) + static_cast<long long>(k) * x_channel;
+                const long long step = static_cast<long long>(kStep) * x_channel;
+                T* to = tile + k * kCols + 4 * piece;
+#pragma unroll 2
+                for (; k < depth; k += kStep) {
+                    if constexpr (sizeof(T) == 4) {
+                        copy_16(to, source);
+                    } else {
+                        copy_short<8>(to, source);
+                    }
+                    source += step;
+                    to += kStep * kCols;
+                }
+            } else if constexpr (kMode == Mode::gather) {
+                // Neighbouring threads take one channel, each always the same column.
+                constexpr int kStep = kThreads / kCols;
+                const int col = threadIdx.x % kCols;
+                if (first_col + col >= last_col) return;
+                const T* const source = from + pixels.offset(plane, first_col + col);
+#pragma unroll 4
+                for (int k = threadIdx.x / kCols; k < depth; k += kStep) {
+                    if constexpr (sizeof(T) == 4) {
+                        copy_short<4>(tile + k * kCols + col, source + static_cast<long long>(k) * x_channel);
+                    } else {
+                        tile[k * kCols + col] = source[static_cast<long long>(k) * x_channel];
+                    }
+                }
+            }
+        };
+        const int ahead = max(1, stages - 1);
+        int load_stage = 0, stage = 0, parity = 0;
+        // At s, slab s is computed with and slab s + ahead begins to come.
+        for (int s = first_slab - ahead; s < last_slab; ++s) {
+            if (s >= first_slab) {
+                if (ahead == 1) {
+                    copy_wait<0>();
+                } else if (ahead == 2) {
+                    copy_wait<1>();
+                } else {
+                    copy_wait<2>();
+                }
+                arrivals[stage].wait(parity);
+                __syncthreads();
+            }
+            if (s + ahead < last_slab) {
+                uint4* const target = stage_memory + load_stage * stage_units;
+                const bool first = s + ahead == first_slab;
+                if (threadIdx.x == 0) arrivals[load_stage].expect(16 * (chunk_units + (first ? kHeads : 0)));
+                if (first) copy_run(heads_here, heads + blockIdx.y * kHeads, kHeads, arrivals + load_stage);
+                copy_run(target + tile_units, chunks_here + static_cast<long long>(s + ahead) * chunk_units, chunk_units,
+                         arrivals + load_stage);
+                if (first) {
+                    dependent_launch();
+                    dependent_wait();
+                }
+                load_tile(reinterpret_cast<T*>(target), s + ahead);
+                load_stage = load_stage + 1 == stages ? 0 : load_stage + 1;
+            }
+            copy_commit();
+            if (s < first_slab) continue;
+            compute(stage);
+            if (++stage == stages) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
     }
 
     const Plane y_plane{y_image, y_channel, y_row, 1}, r_plane{r_image, r_channel, r_row, 1};
     const Head* const head = reinterpret_cast<const Head*>(heads_here);
     const auto act = static_cast<Activation>(activation);
     const auto where = static_cast<Residual>(place);
+    constexpr bool kAligned = kMode == Mode::boxes || kMode == Mode::vectors || (kMode == Mode::runs && kWide == 4);
     // The sums of `width` (1 or 4) neighbouring columns from `col` on, of the row at `position`.
     auto write = [&](int position, int col, const float* sum, int width) {
         const Head one = head[position];
         if (one.row < 0 || col >= last_col) return;
         T* const out = y + static_cast<long long>(one.row) * y_channel;
         const T* const more = residual + static_cast<long long>(one.row) * r_channel;
-        if constexpr (kMode == Mode::vectors) {
+        if constexpr (kAligned) {
             Vector<T, 4> added, result;
             if (residual != nullptr) added = Vector<T, 4>::load(more + pixels.offset(r_plane, col));
 #pragma unroll
@@ -259,7 +344,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm((kMode == Mode::run
         }
     };
 
-    constexpr bool kDirect = kMode == Mode::vectors || (kRuns && kRows * kPieces <= 2);
+    constexpr bool kDirect = kAligned || (kMode == Mode::runs && kRows * kPieces <= 2);
     if (kDirect && split == 1) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
@@ -271,42 +356,50 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm((kMode == Mode::run
         return;
     }
 
-    // Elsewhere through shared memory: single elements in neighbouring threads, or the sums of all blocks.
+    // Elsewhere through shared memory: single elements in neighbouring threads, or the sums of all blocks.  Those have a
+    // place of their own, since a block may still compute when another is done.
+    float* const sums_here = reinterpret_cast<float*>(stage_memory + (split == 1 ? 0 : stages * stage_units));
     __syncthreads();
-    float* const shared_sums = reinterpret_cast<float*>(stage_memory);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
+        const int position = subwarp + r * kSubwarps;
+        const int owner = split == 1 ? 0 : position / owned;
+        float* const to = sums_here + (rank * owned + position - owner * owned) * kCols + lane * kWide;
+        const bool ours = split == 1 || owner == rank;
+        const unsigned there = ours ? 0 : peer_address(to, mate + mates * owner);
+        const unsigned arrival = ours ? 0 : peer_address(exchanged, mate + mates * owner);
 #pragma unroll
         for (int p = 0; p < kPieces; ++p) {
-            float* const to = shared_sums + (subwarp + r * kSubwarps) * kCols + (p * kLanes + lane) * kWide;
             if constexpr (kWide == 4) {
-                *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(sums[r] + 4 * p);
+                const float4 piece = {sums[r][4 * p], sums[r][4 * p + 1], sums[r][4 * p + 2], sums[r][4 * p + 3]};
+                if (ours) {
+                    *reinterpret_cast<float4*>(to + p * kLanes * 4) = piece;
+                } else {
+                    push(there + p * kLanes * 16, piece, arrival);
+                }
             } else {
-                *to = sums[r][p];
+                if (ours) {
+                    to[p * kLanes] = sums[r][p];
+                } else {
+                    push(there + p * kLanes * 4, sums[r][p], arrival);
+                }
             }
         }
     }
-    if (split > 1) {
-        cluster_sync();
-    } else {
-        __syncthreads();
-    }
-    const int first_row = split == 1 ? 0 : rank * kPositions / split;
-    const int last_row = split == 1 ? kPositions : (rank + 1) * kPositions / split;
-    for (int i = threadIdx.x; i < (last_row - first_row) * (kCols / 4); i += kThreads) {
-        const int position = first_row + i / (kCols / 4), col = i % (kCols / 4) * 4;
-        const float4* const mine = reinterpret_cast<const float4*>(shared_sums + position * kCols + col);
+    __syncthreads();
+    if (split > 1) exchanged->wait(0);
+    for (int i = threadIdx.x; i < owned * (kCols / 4); i += kThreads) {
+        const int row = i / (kCols / 4), col = i % (kCols / 4) * 4;
         float sum[4] = {};
-        for (int other = 0; other < split; ++other) {
-            const float4 part = split > 1 ? cluster_load(mine, other) : *mine;
-            sum[0] += part.x;
-            sum[1] += part.y;
-            sum[2] += part.z;
-            sum[3] += part.w;
+        for (int part = 0; part < split; ++part) {
+            const float4 piece = *reinterpret_cast<const float4*>(sums_here + (part * owned + row) * kCols + col);
+            sum[0] += piece.x;
+            sum[1] += piece.y;
+            sum[2] += piece.z;
+            sum[3] += piece.w;
         }
-        write(position, first_col + col, sum, 4);
+        write(rank * owned + row, first_col + col, sum, 4);
     }
-    if (split > 1) cluster_meet();  // a block's shared memory goes with it
 }
 
 }  // namespace zeroskip::slab

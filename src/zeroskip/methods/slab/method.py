@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zeroskip.core.device import Device
 from zeroskip.core.graph import Segment
-from zeroskip.core.layer import Layer
+from zeroskip.core.layer import PRECISION_BYTES, Layer
 from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
 from zeroskip.cuda import pixels
@@ -40,10 +40,11 @@ class Slab(LayerMethod[SlabConfig, SlabPacked]):
         others = len(segment.inputs) - 1
         if config.mode == "gather":
             return Candidate(config, (Layout("nchw"),) * (1 + others), (Layout("nchw", writes_halo=True),))
-        x = Layout("nchw", (0, 0), aligned=4)
-        if config.mode == "runs":
+        if config.wide == 1:
+            x = Layout("nchw", (0, 0), aligned=16 // PRECISION_BYTES[segment.layer.precision])
             return Candidate(config, (x, *(Layout("nchw"),) * others), (Layout("nchw", writes_halo=True),))
-        return Candidate(config, (x,) * (1 + others), (Layout("nchw", (0, 0)),))
+        aligned = Layout("nchw", (0, 0), aligned=cuda.alignment(config, segment.layer.precision))
+        return Candidate(config, (aligned,) * (1 + others), (Layout("nchw", (0, 0)),))
 
     def pack(self, segment: Segment, parameters: Parameters, config: SlabConfig) -> SlabPacked:
         return cuda.pack(segment.layer, parameters["weight"], parameters.get("bias"), config)
