@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -106,16 +107,19 @@ def main() -> None:
     if sys.argv[1:2] == ["fault"]:
         return fault(sys.argv[2])
     lines, bad = [], False
-    for tool in TOOLS:
-        errors, text = under(tool, "work")
+    with ThreadPoolExecutor() as pool:
+        works = {tool: pool.submit(under, tool, "work") for tool in TOOLS}
+        faults = {name: pool.submit(under, tool, "fault", name) for name, tool in FAULTS.items()}
+    for tool, work in works.items():
+        errors, text = work.result()
         ran = re.search(r"\d+ launches checked", text)
         lines.append(f"{tool}: {errors} errors, {ran[0] if ran else 'the work did not end'}")
         bad |= errors > 0 or ran is None
         if bad:
             lines.append(text[-3000:])
-    for name, tool in FAULTS.items():
-        errors, _ = under(tool, "fault", name)
-        lines.append(f"planted fault {name}: {tool} found {errors}")
+    for name, planted in faults.items():
+        errors, _ = planted.result()
+        lines.append(f"planted fault {name}: {FAULTS[name]} found {errors}")
         bad |= errors == 0
     summary = "\n".join(lines)
     print(summary)

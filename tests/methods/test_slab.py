@@ -83,7 +83,18 @@ def test_a_configuration_checks_itself(change: dict[str, object]) -> None:
         (ODD, BOXES),
         (FLAT, replace(BOXES, slab=16, stages=2, mates=2)),
     ],
-    ids="odd_image stride rows stages split large_image images_out_of_line odd_wide odd_box mates_again".split(),
+    ids=[
+        "odd_image",
+        "stride",
+        "rows",
+        "stages",
+        "split",
+        "large_image",
+        "images_out_of_line",
+        "odd_wide",
+        "odd_box",
+        "mates_again",
+    ],
 )
 def test_a_configuration_that_does_not_fit_the_layer_is_refused(shape: ConvShape, config: SlabConfig) -> None:
     with pytest.raises(ValueError, match=r"do not fit|no multiple|no neighbouring|more than|no 16 bytes"):
