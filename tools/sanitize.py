@@ -110,8 +110,8 @@ def main() -> None:
     with ThreadPoolExecutor() as pool:
         works = {tool: pool.submit(under, tool, "work") for tool in TOOLS}
         faults = {name: pool.submit(under, tool, "fault", name) for name, tool in FAULTS.items()}
-    for tool, work in works.items():
-        errors, text = work.result()
+    for tool, running in works.items():
+        errors, text = running.result()
         ran = re.search(r"\d+ launches checked", text)
         lines.append(f"{tool}: {errors} errors, {ran[0] if ran else 'the work did not end'}")
         bad |= errors > 0 or ran is None

@@ -89,7 +89,7 @@ def test_a_configuration_checks_itself(change: dict[str, object]) -> None:
         "rows",
         "stages",
         "split",
-        "large_image",
+        "image",
         "images_out_of_line",
         "odd_wide",
         "odd_box",
