@@ -27,6 +27,8 @@ KERNEL = Path(__file__).with_name("kernel.cuh")
 FLOAT = 4
 LINE = 128
 """Bytes: what parts of shared memory are multiples of."""
+CONTROL = 2 * LINE
+"""Bytes of arrivals and counts."""
 MOST_CLUSTER = 8
 """Blocks of a cluster that every GPU with clusters can run."""
 MOST_BOX = 256
@@ -117,7 +119,7 @@ class SlabConfig:
         stages = self.stages * (_lines((self.slab + 1) * pitch * item) + _lines(chunk_bytes))
         exchange = self.positions * self.cols * FLOAT
         most = stages + exchange if self.split > 1 else max(stages, exchange)
-        return LINE + _lines((self.positions + 1) // 2 * 16) + most + self.cols * item
+        return CONTROL + _lines((self.positions + 1) // 2 * 16) + most + self.cols * item
 
 
 def _lines(size: int) -> int:

@@ -27,7 +27,7 @@
 // The `split` blocks of a cluster share a tile and its rows: each takes a part of the slabs, and at the end finishes a part
 // of the rows, whose sums the others write into its shared memory.
 //
-// Shared memory: 128 bytes of arrivals and counts; the heads, 8 bytes a row; then stages x (slab + 1 rows of the tile, the
+// Shared memory: 256 bytes of arrivals and counts; the heads, 8 bytes a row; then stages x (slab + 1 rows of the tile, the
 // last one zeros; chunk), each part a multiple of 128 bytes; kPositions x kCols floats for the exchange, in the same place
 // unless blocks share rows.  A chunk is what a block needs of W for one slab: an index of kPositions + 1 ints (padded to
 // 16 bytes), then the nonzeros of each position in pairs (the odd one is paired with a zero weight at the row of zeros).
@@ -94,14 +94,16 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
     constexpr int kIndex = (kPositions + 1 + 3) / 4;  // in uint4
     constexpr int kHeads = (kPositions + 1) / 2;      // in uint4
     constexpr int kMostStages = 8;
+    constexpr int kControl = (2 * kMostStages + 1) * sizeof(Arrival) + kMostStages * sizeof(int);
     constexpr int kUnroll = kWide == 1 ? 4 : 2;  // pairs whose loads are under way together
     static_assert(kCols <= kThreads && kHeads <= kThreads, "one step of the block covers them");
 
     extern __shared__ __align__(128) uint4 memory[];
     Arrival* const arrivals = reinterpret_cast<Arrival*>(memory);  // of the stages
-    Arrival* const exchanged = arrivals + kMostStages;
+    Arrival* const freed = arrivals + kMostStages;                 // stages, by all warps
+    Arrival* const exchanged = freed + kMostStages;
     int* const done = reinterpret_cast<int*>(exchanged + 1);  // warps, by stage
-    uint4* const heads_here = memory + units(128);
+    uint4* const heads_here = memory + units(kControl);
     uint4* const stage_memory = heads_here + units(16 * kHeads);
     const Pixels pixels{count, per_image, per_row};
     const int split = gridDim.z, rank = blockIdx.z, mate = mates == 1 ? 0 : blockIdx.y % mates;
@@ -149,6 +151,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
 
     if (threadIdx.x < kMostStages) {
         arrivals[threadIdx.x].init();
+        freed[threadIdx.x].init(kWarps);
         done[threadIdx.x] = 0;
     }
     const int owned = kPositions / split;  // rows that this block finishes
@@ -221,10 +224,10 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
             if (s + stages < last_slab) {
                 __syncwarp();
                 if (threadIdx.x % 32 == 0) {
-                    __threadfence_block();
+                    freed[stage].arrive();
                     if (atomicAdd(done + stage, 1) == kWarps - 1) {
                         done[stage] = 0;
-                        __threadfence_block();
+                        freed[stage].wait(parity);  // which is over: nobody is left to read
                         request_weights(s + stages, stage);
                         request_tile(s + stages, stage);
                     }

@@ -50,10 +50,10 @@ __device__ __forceinline__ void copy_wait() {
 struct Arrival {
     unsigned long long state;
 
-    // By one thread, before a __syncthreads().
-    __device__ __forceinline__ void init() {
+    // By one thread, before a __syncthreads(): a turn takes `count` calls of expect or arrive.
+    __device__ __forceinline__ void init(int count = 1) {
 #if ZEROSKIP_HAS_RUNS
-        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(this)) : "memory");
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(count) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
     }
@@ -63,6 +63,13 @@ struct Arrival {
 #if ZEROSKIP_HAS_RUNS
         asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                      : "memory");
+#endif
+    }
+
+    // What this thread did to shared memory comes before the end of the turn.
+    __device__ __forceinline__ void arrive() {
+#if ZEROSKIP_HAS_RUNS
+        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
 #endif
     }
 
