@@ -174,9 +174,8 @@ differ by more than that in what it does not know, so the likeliest of every kin
 
 def configs(layer: Layer, device: Device) -> list[tuple[float, SlabConfig]]:
     """Estimated seconds and configuration, in the order to try."""
-    found = sorted(
-        ((_seconds(layer, config, device), config) for config in _menu(layer, device)), key=lambda one: one[0]
-    )
+    menu = dict.fromkeys(_menu(layer, device))
+    found = sorted(((_seconds(layer, config, device), config) for config in menu), key=lambda one: one[0])
     kinds: dict[tuple[object, ...], int] = {}
     order = []
     for seconds, config in found:
@@ -206,7 +205,7 @@ def _menu(layer: Layer, device: Device) -> Iterator[SlabConfig]:
         clusters += [(1, mates) for mates in (2, 4, 8)]
     for tile, rows, warps, (split, mates) in itertools.product(tiles, (1, 2, 4, 8), (4, 8, 16), clusters):
         if rows > 2 and split * mates > 1:
-            continue  # clusters are for layers that do not fill the GPU
+            continue
         engine = tile[0] in ("boxes", "runs")
         most = math.ceil(shape.c / split)
         for parts in sorted({1, 2, 4, *(math.ceil(most / length) for length in (32, 64, 96, 128))}):
@@ -220,6 +219,9 @@ def _menu(layer: Layer, device: Device) -> Iterator[SlabConfig]:
                 # Enough blocks for every SM, if that is not many more than the rows need.
                 full = device.num_sms // (config.tiles(shape) * split)
                 for blocks in {fewest, full} if fewest < full <= 2 * fewest else {fewest}:
+                    crowded = config.tiles(shape) * blocks * split > 2 * device.num_sms
+                    if blocks < mates or (crowded and split * mates > 1):
+                        continue  # clusters are for layers that do not fill the GPU
                     chosen = replace(config, blocks=math.ceil(blocks / mates) * mates)
                     try:
                         check(layer, chosen)
