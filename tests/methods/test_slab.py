@@ -125,6 +125,13 @@ def test_every_kind_of_candidate_packs_exactly(shape: ConvShape, precision: Prec
         assert torch.equal(unpacked.to(job.weight.dtype), job.weight)
 
 
+def test_a_box_of_half_precision_begins_where_the_engine_can_write() -> None:
+    job = Job.of(ConvShape(1, 64, 16, 16, 48, 1, 1), precision="fp16")
+    METHOD.candidate(job.segment, replace(BOXES, mates=2, slab=60, stages=2))
+    with pytest.raises(ValueError, match="128 bytes"):
+        METHOD.candidate(job.segment, replace(BOXES, mates=2, slab=58, stages=2))
+
+
 def test_the_likeliest_of_every_kind_comes_early() -> None:
     found = METHOD.configs(Job.of(ConvShape(1, 512, 14, 14, 512, 1, 1)).segment, GPU)
     assert found[0].run_seconds == min(candidate.run_seconds for candidate in found)

@@ -150,6 +150,8 @@ def check(layer: Layer, config: SlabConfig) -> None:
             raise ValueError(f"an image has {image} pixels, more than the {config.cols} of a tile: {config}")
         if config.slab * image * item % 16 or shape.c * image * item % 16:
             raise ValueError(f"runs of {config.slab} or {shape.c} channels of {image} pixels are no 16 bytes: {config}")
+    if config.mode == "boxes" and config.slab // config.mates * config.cols * item % LINE:
+        raise ValueError(f"the box of each of {config.mates} mates is no multiple of {LINE} bytes: {config}")
     multiple = 1 if config.mode == "gather" or config.wide == 1 else alignment(config, layer.precision)
     if image % multiple:
         raise ValueError(f"an image of {image} pixels is no multiple of {multiple}: {config}")

@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
 
     extern __shared__ __align__(128) uint4 memory[];
     Arrival* const arrivals = reinterpret_cast<Arrival*>(memory);  // of the stages
-    Arrival* const freed = arrivals + kMostStages;                 // stages, by all warps
+    Arrival* const freed = arrivals + kMostStages;                 // stages, by all threads
     Arrival* const exchanged = freed + kMostStages;
     int* const done = reinterpret_cast<int*>(exchanged + 1);  // warps, by stage
     uint4* const heads_here = memory + units(kControl);
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
 
     if (threadIdx.x < kMostStages) {
         arrivals[threadIdx.x].init();
-        freed[threadIdx.x].init(kWarps);
+        freed[threadIdx.x].init(kThreads);
         done[threadIdx.x] = 0;
     }
     const int owned = kPositions / split;  // rows that this block finishes
@@ -222,15 +222,12 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
             arrivals[stage].wait(parity);
             compute(stage);
             if (s + stages < last_slab) {
-                __syncwarp();
-                if (threadIdx.x % 32 == 0) {
-                    freed[stage].arrive();
-                    if (atomicAdd(done + stage, 1) == kWarps - 1) {
-                        done[stage] = 0;
-                        freed[stage].wait(parity);  // which is over: nobody is left to read
-                        request_weights(s + stages, stage);
-                        request_tile(s + stages, stage);
-                    }
+                freed[stage].arrive();
+                if (threadIdx.x % 32 == 0 && atomicAdd(done + stage, 1) == kWarps - 1) {
+                    done[stage] = 0;
+                    freed[stage].wait(parity);  // for lanes of other warps that are behind, at most
+                    request_weights(s + stages, stage);
+                    request_tile(s + stages, stage);
                 }
             }
             if (++stage == stages) {
