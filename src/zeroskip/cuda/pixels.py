@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from zeroskip.core.device import Device
 from zeroskip.core.layer import ConvShape, Layer
@@ -45,8 +47,26 @@ def refusal(layer: Layer, device: Device) -> str | None:
     return None
 
 
+_matrices: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
 def matrix(weight: Tensor, shape: ConvShape) -> Csr:
-    """``[k, c / groups, 1, 1]`` -> a matrix over all input channels."""
+    """``[k, c / groups, 1, 1]`` -> a matrix over all input channels.
+
+    Remembered as long as ``weight`` lives and is not written to: a planner packs it once for every configuration.
+    """
+    if weight.is_inference():  # which does not know when it was written to
+        return _matrix(weight, shape)
+    if weight in _matrices:
+        version, known = _matrices[weight]
+        if version == weight._version:
+            return cast(Csr, known)
+    found = _matrix(weight, shape)
+    _matrices[weight] = weight._version, found
+    return found
+
+
+def _matrix(weight: Tensor, shape: ConvShape) -> Csr:
     csr = Csr.of(weight.reshape(shape.k, -1))
     first = torch.arange(shape.k) // (shape.k // shape.groups) * (shape.c // shape.groups)
     return replace(csr, shape=(shape.k, shape.c), col_indices=csr.col_indices + first[csr.row_indices])
