@@ -71,7 +71,8 @@ def _cuda() -> dict[str, Any]:
 
 def environment(device: Device) -> dict[str, Any]:
     """Everything that must stand beside a time taken on ``device``, as JSON values, with its own hash as ``id``."""
-    found = _git("rev-parse", "HEAD")
+    told = os.environ.get("ZEROSKIP_COMMIT", "")  # by who copied the sources away from their repository
+    found = told or _git("rev-parse", "HEAD")
     facts: dict[str, Any] = {
         "device": device.name,
         "kind": device.kind,
@@ -82,8 +83,8 @@ def environment(device: Device) -> dict[str, Any]:
         "torch_cpu": torch.backends.cpu.get_cpu_capability(),
         **(_cuda() if device.kind == "cuda" else {}),
         "zeroskip": __version__,
-        "commit": found or os.environ.get("ZEROSKIP_COMMIT", ""),
-        "dirty": bool(found and _git("status", "--porcelain", "--untracked-files=no")),
+        "commit": found,
+        "dirty": bool(not told and _git("status", "--porcelain", "--untracked-files=no")),
         "source": source_hash(),
     }
     facts["id"] = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
