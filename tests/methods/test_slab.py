@@ -144,6 +144,13 @@ def test_an_older_gpu_has_no_copy_engine_and_no_clusters() -> None:
     assert {(config.mode, config.split, config.mates) for config in found} == {("vectors", 1, 1)}
 
 
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a", "sm_120a"])
+def test_newer_gpus_have_both(arch: str) -> None:
+    found = [one.config for one in METHOD.configs(Job.of(FLAT).segment, replace(GPU, arch=arch))]
+    assert {"boxes", "runs"} <= {config.mode for config in found}
+    assert max(config.split for config in found) == max(config.mates for config in found) == 8
+
+
 def test_half_precision_planes_that_the_engine_cannot_take_have_other_ways() -> None:
     found = METHOD.configs(Job.of(FLAT, precision="fp16").segment, GPU)
     assert {candidate.config.mode for candidate in found} == {"vectors", "runs"}

@@ -14,7 +14,7 @@ from zeroskip.core.device import Device, cpu
 from zeroskip.core.record import Times
 from zeroskip.measure.timer import Measurement
 from zeroskip.methods import registry
-from zeroskip.plan.planner import Tuning, best_plan, tune_program
+from zeroskip.plan.planner import Tuning, best_plan, dense_plans, tune_program
 from zeroskip.run import refine as module
 
 X = torch.randn(1, 4, 6, 7, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ def refined(tuning: Tuning, monkeypatch: pytest.MonkeyPatch, changed_us: float) 
         return Measurement({name: Times((value,) * 3, "cpu") for name, value in times.items()}, False)
 
     monkeypatch.setattr(module, "compare", timer)
-    plan = module.refine(tuning, best_plan(tuning), (X,), METHODS, {})
+    plan = module.refine(tuning, [best_plan(tuning)], (X,), METHODS, {})
     return [step.method for step in plan.steps], len(measured)
 
 
@@ -55,6 +55,18 @@ def test_an_engine_that_is_not_clearly_faster_stays(
     tuning: Tuning, monkeypatch: pytest.MonkeyPatch, changed_us: float
 ) -> None:
     assert refined(tuning, monkeypatch, changed_us)[0] == ["fake", "fake"]
+
+
+def test_it_starts_from_the_fastest_engine(tuning: Tuning, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse, (dense, *_) = best_plan(tuning), dense_plans(tuning, METHODS)
+
+    def timer(calls: Mapping[str, Callable[[], object]], *others: object) -> Measurement:
+        # Of the two starts the second is faster, and no exchange is.
+        return Measurement({name: Times((9.0 if name == "1" else 9.01,) * 3, "cpu") for name in calls}, False)
+
+    monkeypatch.setattr(module, "compare", timer)
+    for plans in ([sparse, dense], [dense, sparse]):
+        assert module.refine(tuning, plans, (X,), METHODS, {}) == plans[1]
 
 
 def test_hopeless_alternatives_are_not_tried(tuning: Tuning, monkeypatch: pytest.MonkeyPatch) -> None:

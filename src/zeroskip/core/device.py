@@ -49,6 +49,11 @@ class Device:
         """Where its tensors live."""
         return torch.device("cpu") if self.kind == "cpu" else torch.device("cuda", torch.cuda.current_device())
 
+    @property
+    def generation(self) -> int:
+        """The number in ``arch``: 80, 90, 100; from 90 on there are clusters and a copy engine.  0 on the CPU."""
+        return int(self.arch.removeprefix("sm_").rstrip("af") or 0)
+
 
 @functools.cache
 def _cpu_facts() -> tuple[str, int, int, int, int]:

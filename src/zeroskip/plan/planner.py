@@ -106,8 +106,8 @@ def best_plan(tuning: Tuning) -> Plan:
     return _plan(tuning, cover(tuning.program.graph, tuning.options, CopyCost.on(tuning.device)))
 
 
-def dense_plans(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> list[Plan]:
-    """Covers that skip nothing: the cheapest, and those that keep one layout throughout.
+def skipping_nothing(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> Tuning:
+    """``tuning`` with the options that skip no zeros.
 
     A layer without zeros may be run by any method: there is nothing to skip, and its gain is not due to zeros.
     """
@@ -116,15 +116,17 @@ def dense_plans(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> list[Plan]:
     def skips_nothing(option: Option) -> bool:
         return option.method in dense or all(layer.weights.density == 1 for layer in option.segment.layers)
 
+    options = {name: tuple(filter(skips_nothing, found)) for name, found in tuning.options.items()}
+    return replace(tuning, options=options)
+
+
+def dense_plans(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> list[Plan]:
+    """Covers that skip nothing: the cheapest, and those that keep one layout throughout."""
     plans: list[Plan] = []
     for order in (None, "nchw", "nhwc"):
         options = {
-            name: [
-                option
-                for option in found
-                if skips_nothing(option) and (order is None or option.candidate.outputs[0].order in (order, "any"))
-            ]
-            for name, found in tuning.options.items()
+            name: [option for option in found if order is None or option.candidate.outputs[0].order in (order, "any")]
+            for name, found in skipping_nothing(tuning, methods).options.items()
         }
         if all(options.values()):
             plan = _plan(tuning, cover(tuning.program.graph, options, CopyCost.on(tuning.device)))

@@ -22,7 +22,15 @@ from zeroskip.methods import registry
 from zeroskip.model.passes import simplify
 from zeroskip.model.program import Program
 from zeroskip.plan.plan import Plan
-from zeroskip.plan.planner import Progress, best_plan, dense_plans, silent, tune_program, validate
+from zeroskip.plan.planner import (
+    Progress,
+    best_plan,
+    dense_plans,
+    silent,
+    skipping_nothing,
+    tune_program,
+    validate,
+)
 from zeroskip.run.confirm import Settings, confirm, distance
 from zeroskip.run.engine import Engine, Variant, executor
 from zeroskip.run.graphs import captured, in_capture_thread
@@ -194,17 +202,18 @@ def _choose(model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wish
     """The plan whose whole engine is fastest, and warnings."""
     on_gpu, methods, known = wishes.device.type == "cuda", wishes.methods, dict[str, Bound]()
     tuning = tune_program(program, methods, this_gpu() if on_gpu else this_cpu(wishes.threads), wishes.progress)
-    best, obstacle = best_plan(tuning) if wishes.skip_zeros else dense_plans(tuning, methods)[0], None
+    if not wishes.skip_zeros:
+        tuning = skipping_nothing(tuning, methods)
+    best, obstacle, dense = best_plan(tuning), None, dense_plans(tuning, methods)
     if on_gpu:
         run = executor(Variant(program, best), methods, known)
         found = captured(run, program, inputs)
         obstacle = found if isinstance(found, str) else None
         del run, found
-    if wishes.skip_zeros:
-        best = refine(tuning, best, inputs, methods, known, wishes.progress, obstacle is None)
-    dense = [Variant(program, other) for other in dense_plans(tuning, methods)]
+    best = refine(tuning, [best, *dense], inputs, methods, known, wishes.progress, obstacle is None)
     settings: Settings = partial(held, wishes.precision) if on_gpu and wishes.precision else nullcontext
-    return confirm(model, inputs, Variant(program, best), dense, methods, known, settings, obstacle)
+    rivals = [Variant(program, plan) for plan in dense]
+    return confirm(model, inputs, Variant(program, best), rivals, methods, known, settings, obstacle)
 
 
 def _in_capture_thread(

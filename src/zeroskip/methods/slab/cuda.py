@@ -189,7 +189,7 @@ def configs(layer: Layer, device: Device) -> list[tuple[float, SlabConfig]]:
 
 def _menu(layer: Layer, device: Device) -> Iterator[SlabConfig]:
     shape = layer.shape
-    image, newer = shape.p * shape.q, device.arch >= "sm_90"
+    image, newer = shape.p * shape.q, device.generation >= 90
     tiles: list[tuple[Mode, int, int, int]] = []
     mode: Mode = "vectors" if shape.stride == (1, 1) and image % 4 == 0 else "gather"
     for lanes, pieces in itertools.product((8, 16, 32), (1, 2)):
