@@ -86,6 +86,20 @@ struct Arrival {
         }
 #endif
     }
+
+    // The same where other blocks of the cluster have written what comes; it also empties L1.
+    __device__ __forceinline__ void wait_for_others(int parity) {
+#if ZEROSKIP_HAS_RUNS
+        unsigned done = 0;
+        while (!done) {
+            asm volatile(
+                "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                : "=r"(done)
+                : "r"(shared_address(this)), "r"(parity)
+                : "memory");
+        }
+#endif
+    }
 };
 
 // `bytes` in a row, a multiple of 16, asked for by one thread; both addresses are multiples of 16.
