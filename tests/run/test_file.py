@@ -264,11 +264,12 @@ def test_an_impossible_pooling_is_refused(tmp_path: Path, example: Path, pool: t
 
 
 @pytest.mark.parametrize(("more", "named"), [([1], {}), ([], {"dict": {"a": None}})])
+@pytest.mark.parametrize("operator", ["adaptive_avg_pool", "view"])
 def test_an_operator_with_arguments_that_it_does_not_take_is_refused(
-    tmp_path: Path, example: Path, more: list[object], named: dict[str, object]
+    tmp_path: Path, example: Path, operator: str, more: list[object], named: dict[str, object]
 ) -> None:
     document, tensors = read(example)
-    node = next(node for node in document["variants"][0]["graph"]["nodes"] if "adaptive_avg_pool" in node["op"])
+    node = next(node for node in document["variants"][0]["graph"]["nodes"] if operator in node["op"])
     node["args"]["tuple"] += more
     node["kwargs"] = named or node["kwargs"]
     write(tmp_path / "model.zsk", document, tensors)

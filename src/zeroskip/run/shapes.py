@@ -54,11 +54,11 @@ def _result(graph: Graph, node: Node, known: dict[str, Any]) -> Any:
     # torch's own rules for what follows import sympy or dynamo, which takes longer than all the rest of loading a file.
     if node.op == "aten.cat.default" and (joined := _cat(node, known)) is not None:
         return joined
-    if node.op in ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor") and not node.kwargs:
+    if node.op in ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor") and len(node.args) == 2 and not node.kwargs:
         found = [known[part.ref] for part in node.args if isinstance(part, Ref)]
         if len(found) == 2 and found[0].shape == found[1].shape and found[0].dtype == found[1].dtype:
             return _meta(found[0].shape, found[0].dtype)
-    if node.op in VIEWS:
+    if node.op in VIEWS and len(node.args) == 2 and not node.kwargs:
         x = known[node.args[0].ref]
         return _meta(x.shape, x.dtype).view(node.args[1])
     if (pool := max_pool_of(graph, node)) is not None:
