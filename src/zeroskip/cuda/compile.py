@@ -211,15 +211,15 @@ def _cuda_headers(folder: Path) -> str:
 
 def _headers(folder: Path) -> str:
     """Hash of every header that a source in ``folder`` can reach, with the names they are reached by."""
-    ours = tuple((root, *_stamps(root)) for root in (INCLUDE / "zeroskip", folder))
+    ours = tuple((root, *_stamps(root)) for root in (INCLUDE, folder))
     return _hash(_cuda_headers(toolkit().include), ours)
 
 
 def _stamps(root: Path) -> list[tuple[str, int, int]]:
-    """Name, time and size of every header in ``root``: looked at hundreds of times by a planner, read once."""
-    with os.scandir(root) as entries:
-        found = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(".cuh")]
-    return sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+    """Name below ``root``, time and size of every header: looked at hundreds of times by a planner, read once."""
+    paths = [os.path.join(place, name) for place, _, names in os.walk(root) for name in names if name.endswith(".cuh")]
+    stats = [(os.path.relpath(path, root), os.stat(path)) for path in paths]
+    return sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 
 @functools.lru_cache(64)
