@@ -117,8 +117,8 @@ def main() -> None:
         errors, text = running.result()
         ran = re.search(r"\d+ launches checked", text)
         lines.append(f"{tool}: {errors} errors, {ran[0] if ran else 'the work did not end'}")
-        bad |= errors > 0 or ran is None
-        if bad:
+        if errors or ran is None:
+            bad = True
             lines.append(text[-20000:])
     for name, planted in faults.items():
         errors, _ = planted.result()

@@ -123,10 +123,11 @@ def skipping_nothing(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> Tuning
 def dense_plans(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> list[Plan]:
     """Covers that skip nothing: the cheapest, and those that keep one layout throughout."""
     plans: list[Plan] = []
+    dense = skipping_nothing(tuning, methods).options
     for order in (None, "nchw", "nhwc"):
         options = {
             name: [option for option in found if order is None or option.candidate.outputs[0].order in (order, "any")]
-            for name, found in skipping_nothing(tuning, methods).options.items()
+            for name, found in dense.items()
         }
         if all(options.values()):
             plan = _plan(tuning, cover(tuning.program.graph, options, CopyCost.on(tuning.device)))

@@ -210,7 +210,8 @@ def _choose(model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wish
         found = captured(run, program, inputs)
         obstacle = found if isinstance(found, str) else None
         del run, found
-    best = refine(tuning, [best, *dense], inputs, methods, known, wishes.progress, obstacle is None)
+    starts = [best, *(plan for plan in dense if plan.steps != best.steps)]
+    best = refine(tuning, starts, inputs, methods, known, wishes.progress, obstacle is None)
     settings: Settings = partial(held, wishes.precision) if on_gpu and wishes.precision else nullcontext
     rivals = [Variant(program, plan) for plan in dense]
     return confirm(model, inputs, Variant(program, best), rivals, methods, known, settings, obstacle)

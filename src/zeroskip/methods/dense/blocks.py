@@ -32,7 +32,7 @@ LATENCY_CLOCKS = 700.0
 """Of one load."""
 ALONE = 1.25
 """Loads, splits and products of a program that has its multiprocessor for itself overlap less."""
-HOPPER, WGMMA_ROWS = "sm_90", 64
+HOPPER, WGMMA_ROWS = 90, 64
 """There Triton uses the wide products (``wgmma``) for blocks of so many output channels, ``mma.sync`` for others."""
 SYNC_RATE = 0.4
 """Of ``mma.sync`` on Hopper, as part of the rate of ``wgmma``."""
@@ -79,7 +79,7 @@ def clocks(layer: Layer, blocks: Blocks, device: Device, by_rows: bool) -> float
     resident = max(1, min(shared_bytes // blocks.shared_bytes(item), REGISTERS // registers))
 
     rate, x_bytes_per_clock = FLOPS_PER_CLOCK[layer.precision], LOAD_BYTES_PER_CLOCK
-    if device.arch.startswith(HOPPER):
+    if device.generation == HOPPER:
         if blocks.m < WGMMA_ROWS:
             rate *= SYNC_RATE
         elif not by_rows and layer.precision == "fp32":

@@ -387,7 +387,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
         }
     }
     __syncthreads();
-    if (split > 1) exchanged->wait_for_others(0);
+    if (split > 1) exchanged->wait<true>(0);
     for (int i = threadIdx.x; i < owned * (kCols / 4); i += kThreads) {
         const int row = i / (kCols / 4), col = i % (kCols / 4) * 4;
         float sum[4] = {};

@@ -73,31 +73,25 @@ struct Arrival {
 #endif
     }
 
-    // By every reader: until the turn of this parity (0, 1, 0, ...) is over.
+    // By every reader: until the turn of this parity (0, 1, 0, ...) is over.  `kFromOthers`: what comes was written by other
+    // blocks of the cluster; that also empties L1.
+    template <bool kFromOthers = false>
     __device__ __forceinline__ void wait(int parity) {
 #if ZEROSKIP_HAS_RUNS
+#define ZEROSKIP_TRY_WAIT(how)                                                                                      \
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity" how ".b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"         \
+                 : "=r"(done)                                                                                       \
+                 : "r"(shared_address(this)), "r"(parity)                                                           \
+                 : "memory")
         unsigned done = 0;
         while (!done) {
-            asm volatile(
-                "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                : "=r"(done)
-                : "r"(shared_address(this)), "r"(parity)
-                : "memory");
+            if constexpr (kFromOthers) {
+                ZEROSKIP_TRY_WAIT(".acquire.cluster.shared::cta");
+            } else {
+                ZEROSKIP_TRY_WAIT(".shared");
+            }
         }
-#endif
-    }
-
-    // The same where other blocks of the cluster have written what comes; it also empties L1.
-    __device__ __forceinline__ void wait_for_others(int parity) {
-#if ZEROSKIP_HAS_RUNS
-        unsigned done = 0;
-        while (!done) {
-            asm volatile(
-                "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                : "=r"(done)
-                : "r"(shared_address(this)), "r"(parity)
-                : "memory");
-        }
+#undef ZEROSKIP_TRY_WAIT
 #endif
     }
 };
