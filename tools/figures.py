@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroskip.core.record import Record
-from zeroskip.report import networks, plots, products
+from zeroskip.report import networks, plots, products, rivals
 from zeroskip.report.figures import bars
 from zeroskip.report.products import Products
 from zeroskip.report.records import RecordFile, read
@@ -97,22 +97,60 @@ def tensor_cores(found: Products) -> list[str]:
     """Where they win, in words."""
     facts = {"mask": "random", "batch": 1, "cache": "warm", "density": 0.1}
     shapes = found.of(precision="fp32", **facts)
+    every = products.searched(found.of(**facts))
+    what = "The fastest of cuBLAS, cublasLt and Triton" if every else "cuBLAS"
     lines = []
     for column, ours in (("tf32", "fp32"), ("fp16", "fp16")):
+        dense = [found.one(name=item.case["name"], precision=column, **facts) for item in shapes]
         pairs = [
             (
-                products.us(found.one(name=item.case["name"], precision=column, **facts), "cublas"),
+                products.vendor_us(one) if every else products.us(one, "cublas"),
                 products.best_us(found.one(name=item.case["name"], precision=ours, **facts)),
             )
-            for item in shapes
+            for item, one in zip(shapes, dense, strict=True)
         ]
         known = [(dense, sparse) for dense, sparse in pairs if dense and sparse]
         if known:
             won = sum(dense < sparse for dense, sparse in known)
             lines.append(
-                f"cuBLAS in {column.replace('tf', 'TF')} is faster than our best {ours} on {won} of {len(known)} shapes"
+                f"{what} in {column.replace('tf', 'TF')} is faster than our best {ours} on {won} of {len(known)} shapes"
             )
     return ["", "; ".join(lines) + "."] if lines else []
+
+
+RIVALS = (
+    "The fastest dense of each column with its method: cuBLAS, cublasLt with a search of its algorithms, Triton with a "
+    "search of its blocks (for 3x3 layers cuDNN with search), without bias and ReLU where that is faster; ours always "
+    "with. Floor of dense: all its products at the column's measured peak (in fp32, as three TF32 products), or its "
+    "bytes. A time of ours below it no dense kernel can reach; elsewhere dense loses to latency."
+)
+
+
+def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tuple[str, products.Table, str]]:
+    """Sections with title, table and text; none before more than cuBLAS was measured."""
+    nine = {"mask": "random", "density": 0.1, "batch": 1}
+    found = []
+    if products.searched(suites["fig10"].all):
+        found.append(("Wanted and reached", rivals.goals_table(suites, peaks), RIVALS))
+        for cache in ("warm", "cold"):
+            title = f"Against the fastest dense, nine pointwise layers, {cache}"
+            found.append((title, rivals.versus_table(suites["fig10"], peaks, cache=cache, **nine), ""))
+        for batch in (8, 32):
+            table = rivals.versus_table(suites["fig10"], peaks, cache="warm", **nine | {"batch": batch})
+            found.append((f"Against the fastest dense, {batch} images, warm", table, ""))
+        table = rivals.libraries_table(suites["fig10"], cache="warm", **nine)
+        found.append(("Each dense library", table, "Triton's product has bias and ReLU inside."))
+    if products.searched(suites["squares"].all):
+        table = rivals.versus_table(suites["squares"], peaks, cache="warm", **nine)
+        found.append(("Against the fastest dense, square products", table, ""))
+    for batch in (1, 8, 32):
+        for cache in ("warm", "cold"):
+            table = rivals.versus_table(suites["conv3x3"], peaks, batch=batch, cache=cache)
+            title = f"3x3 layers of ResNet-50 and VGG-19, batch {batch}, {cache}"
+            found.append(
+                (title, table, "91% and 96% zeros are trained filters, 90% random ones." if batch == 1 else "")
+            )
+    return found
 
 
 def h100() -> None:
@@ -143,6 +181,9 @@ def h100() -> None:
         section("Does the pattern of the zeros matter?", products.masks_table(found))
         text = "Our best, in brackets over cuBLAS fp32 and over the fastest dense fp32."
         section("Several images", products.batches_table(found), text)
+    suites = {name: Products(measured(name)[0]) for name in ("fig10", "squares", "conv3x3")}
+    for title, table, text in against_dense(suites, facts.get("peak_tflops", {})):
+        section(title, table, *([text] if text else []))
     comparisons, facts = measured("fig11")
     found = Products(comparisons)
     title = "(128,128,3136) over sparsity, batch 1, warm L2"

@@ -15,6 +15,7 @@ ENVIRONMENT = {
     "cudnn": 91900,
     "libraries": {"torch": "2.11.0"},
     "source": "s",
+    "peak_tflops": {"fp32": 50.0, "tf32": 300.0, "fp16": 700.0},
 }
 
 
@@ -45,6 +46,14 @@ def layer(name: str, **facts: Any) -> dict[str, Any]:
         "device": "cuda",
         "precision": "fp32",
         "cache": "warm",
+        "c": 512,
+        "k": 512,
+        "h": 14,
+        "w": 14,
+        "kernel": 1,
+        "stride": 1,
+        "padding": 0,
+        "groups": 1,
     } | facts
 
 
@@ -70,6 +79,40 @@ def figure_10() -> RecordFile:
         parts.append(records(layer(name, mask="clustered"), {"cublas": 8.0, "slab": 4.4}))
         parts.append(records(layer(name, batch=8), {"cublas": 40.0, "dense": 30.0, "slab": 10.0}))
     parts.append(records(layer(SHAPES[0], mask="trained:net.npz:key"), {"slab": 4.2}))
+    return file(*parts)
+
+
+def searched_figure_10() -> RecordFile:
+    """With every dense library, some faster and some slower than cuBLAS; and 32 images."""
+    parts = []
+    for name in SHAPES:
+        for cache, factor in (("warm", 1.0), ("cold", 2.0)):
+            fp32 = WARM | {"cublaslt": 6.0, "cublaslt_epilogue": 6.5, "triton": 6.4}
+            fp16 = {"cublas": 2.0, "cublaslt": 1.5, "triton": 1.8, "slab": 1.0, "sputnik": 3.0}
+            tf32 = {"cublas": 3.0, "cublaslt": 2.5, "triton": 2.0}
+            for precision, times in (("fp32", fp32), ("tf32", tf32), ("fp16", fp16)):
+                case = layer(name, precision=precision, cache=cache)
+                parts.append(records(case, {method: factor * time for method, time in times.items()}))
+    case = layer("512,512,196", batch=32)
+    parts.append(records(case, {"cublas": 81.0, "cublaslt": 80.0, "slab": 40.0, "sputnik": 60.0}))
+    parts.append(records(case | {"precision": "tf32"}, {"cublas": 23.0, "triton": 22.0}))
+    return file(*parts)
+
+
+TRAINED = "trained:resnet50_3x3_sparse.npz:sparse90.stage3.weight"
+
+
+def convolutions() -> RecordFile:
+    shape = {"c": 256, "k": 256, "kernel": 3, "padding": 1, "mask": TRAINED}
+    nonzeros = round(0.09 * 256 * 256 * 9)
+    parts = []
+    for batch in (1, 8):
+        case = layer("256,256,3x3 @14", batch=batch, **shape)
+        times = {"cudnn": 20.0, "cudnn_epilogue": 21.0, "slab": 8.0, "dense": 22.0}
+        flops = 2 * nonzeros * 196 * batch
+        parts.append(records(case, times, "conv3x3", flops=flops))
+        fp16 = {"cudnn": 8.3, "cudnn_epilogue": 9.0, "slab": 10.0}
+        parts.append(records(case | {"precision": "fp16"}, fp16, "conv3x3", flops=flops))
     return file(*parts)
 
 

@@ -23,8 +23,11 @@ from zeroskip.core.record import Record
 from zeroskip.measure.bound import Oracle
 from zeroskip.measure.graphs import Rotation
 from zeroskip.methods import registry
+from zeroskip.methods.dense.blocks import BLOCKS
+from zeroskip.methods.dense.config import DenseConfig
 from zeroskip.model.zoo import BUILDERS
-from zeroskip.report import bench, layers, models
+from zeroskip.plan.tune import MOST_CANDIDATES
+from zeroskip.report import bench, layers, models, vendors
 from zeroskip.report.bench import EVERY, run_suite
 from zeroskip.report.layers import COLD_CACHES, Work, bench_layer, restricted, status_of
 from zeroskip.report.networks import networks
@@ -38,18 +41,20 @@ from zeroskip.run.compile import compile
 __all__ = ["gpu"]
 
 LIBRARIES = ("dense", "cusparse")
+OPPONENTS = ("cublas", "cublas_epilogue")
+"""Those that run without a GPU."""
 
 
 def case(**more: Any) -> BenchCase:
-    facts: dict[str, Any] = {"c": 32, "k": 48, "h": 14, "w": 14, "rounds": 31, "device": "cuda", "methods": LIBRARIES}
-    return BenchCase("layer", "a layer", **(facts | more))
+    facts: dict[str, Any] = {"c": 32, "k": 48, "h": 14, "w": 14, "rounds": 31, "device": "cuda"}
+    return BenchCase("layer", "a layer", **(facts | {"methods": LIBRARIES, "baselines": OPPONENTS} | more))
 
 
 # -- layers -------------------------------------------------------------------------------------------
 def test_every_contender_is_timed_in_turns_warm_and_cold(gpu: FakeGpu) -> None:
     clock = Clock()
     records = bench_layer(case(), gpu, clock)
-    names = {*LIBRARIES, "cublas", "cublas_epilogue"}
+    names = {*LIBRARIES, *OPPONENTS}
     warm, cold = clock.seen[-2:]
     assert set(warm) == set(cold) == names
     assert not any(isinstance(call, Rotation) for call in warm.values())
@@ -218,6 +223,50 @@ def test_what_is_no_product_has_no_such_opponent() -> None:
         layer = Layer("l", "conv2d", shape, "fp32", Sparsity(1, 1.0, "dense", 0.0), Epilogue(True, "relu"))
         with pytest.raises(Unsupported, match="1x1"):
             column("cublas", layer, torch.zeros(shape.weight_shape), torch.zeros(shape.k))
+
+
+# -- Triton -------------------------------------------------------------------------------------------
+def test_every_block_is_tried_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vendors, "triton_runs", lambda: True)
+    for precision in ("fp32", "tf32", "fp16"):
+        found = vendors.triton_candidates(Work.of(case(precision=precision), fake_gpu()).segment, fake_gpu())
+        configs = [candidate.config for candidate in found]
+        assert len(set(configs)) == len(configs) == 2 * len(BLOCKS) <= MOST_CANDIDATES["cuda"]
+        assert {config.library for config in configs} == {"triton"}
+        assert {config.order for config in configs[:2]} == {"nhwc", "nchw"}
+    with pytest.raises(Unsupported, match="1x1"):
+        vendors.triton_candidates(Work.of(case(kernel=3, padding=1), fake_gpu()).segment, fake_gpu())
+    monkeypatch.setattr(vendors, "triton_runs", lambda: False)
+    with pytest.raises(Unsupported, match="Triton"):
+        vendors.triton_candidates(Work.of(case(), fake_gpu()).segment, fake_gpu())
+
+
+def test_the_search_among_blocks_is_an_opponent(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def others(segment: Segment, device: Device) -> list[Any]:
+        # Of a library, because nothing else runs without a GPU.
+        return [registry()["dense"].candidate(segment, DenseConfig(order, "torch")) for order in ("nchw", "nhwc")]
+
+    monkeypatch.setattr(layers, "triton_candidates", others)
+    clock = Clock({"dense/0": 9.0, "dense/1": 5.0})
+    (record,) = bench_layer(case(methods=(), baselines=("triton",), caches=("warm",)), gpu, clock)
+    assert (record.method, record.status, record.config["order"]) == ("triton", "OK", "nhwc")
+    assert record.setup["tune_seconds"] > 0
+
+
+# -- cuDNN --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("more", [{"kernel": 3, "padding": 1}, {"kernel": 3, "padding": 1, "stride": 2}, {"groups": 4}])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_convolutions_that_are_no_products_have_an_opponent_too(
+    gpu: FakeGpu, more: dict[str, int], precision: Precision
+) -> None:
+    names = ("cudnn", "cudnn_epilogue")
+    records = bench_layer(
+        case(methods=(), baselines=names, caches=("warm",), batch=2, precision=precision, **more), gpu, Clock()
+    )
+    assert [(record.method, record.status) for record in records] == [(name, "OK") for name in names]
+    for record in records:
+        assert record.error["relative"] < {"fp16": 2e-3}.get(precision, 1e-6)
+        assert record.config["forms"] == 2
 
 
 # -- impossible times ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from report import gpu_records as made
-from zeroskip.report import networks, plots
+from zeroskip.report import networks, plots, rivals
 from zeroskip.report.networks import networks_table
 from zeroskip.report.products import (
     Products,
@@ -23,7 +23,9 @@ from zeroskip.report.products import (
     geometric_mean,
     latest,
     masks_table,
+    searched,
     sparsity_table,
+    vendor_best,
 )
 from zeroskip.report.records import RecordFile, Writer
 from zeroskip.report.tables import Table
@@ -108,6 +110,109 @@ def test_an_ablation_is_how_many_times_longer_it_takes() -> None:
         "1.10x",
         "1.60x",
     )
+
+
+PEAKS = made.ENVIRONMENT["peak_tflops"]
+NINE = {"mask": "random", "density": 0.1, "batch": 1}
+
+
+def test_the_fastest_dense_is_of_the_vendors_libraries_only() -> None:
+    times = {"dense": 1.0, "slab": 1.0, "cusparse": 1.0, "cublas": 8.0, "cublaslt": 6.0, "triton": 5.0}
+    (found,) = latest(made.file(made.records(made.layer("a"), times)))
+    record = vendor_best(found)
+    assert record is not None
+    assert record.method == "triton"
+    assert vendor_best(None) is None
+    assert searched([found])
+    assert not searched([None, *latest(made.figure_10())])
+
+
+def test_ours_stand_against_the_fastest_dense_of_each_column() -> None:
+    found = products(made.searched_figure_10())
+    table = rivals.versus_table(found, PEAKS, cache="warm", **NINE)
+    assert [row[0] for row in table.rows] == [*made.SHAPES, "geometric mean"]
+    first, mean = cells(table), cells(table, 2)
+    assert first["dense fp32"] == "6.00 cublaslt"
+    assert first["dense TF32"] == "2.00 triton"
+    assert first["dense fp16"] == "1.50 cublaslt"
+    assert (first["ours fp32"], first["next"], first["ours fp16"]) == ("4.00 slab", "5.00 sputnik", "1.00 slab")
+    assert (first["over fp32"], first["over TF32"], first["over fp16"]) == ("1.50x", "0.50x", "1.50x")
+    assert (mean["over fp32"], mean["over TF32"], mean["over fp16"]) == ("1.50x", "0.50x", "1.50x")
+    table = rivals.libraries_table(found, cache="warm", **NINE)
+    assert table.head == ("layer", "column", "cublas", "cublas_epilogue", "cublaslt", "cublaslt_epilogue", "triton")
+    assert table.rows[2] == (made.SHAPES[0], "TF32", "3.00", "", "2.50", "", "2.00")
+
+
+def test_a_floor_of_dense_is_its_arithmetic_at_the_columns_peak() -> None:
+    case = made.layer("a", c=1000, k=1000, h=1, w=1000)  # 2 GFLOP
+    (record,) = made.records(case, {"cublas": 50.0})
+    floors = [rivals.dense_floor_us(record, column, PEAKS) for column in rivals.COLUMNS]
+    assert floors == pytest.approx([20.0, 2e3 / 300, 2e3 / 700])  # fp32: as three TF32 products
+    assert rivals.dense_floor_us(record, "fp32", {}) == record.floor_us
+
+
+@pytest.mark.parametrize(
+    ("dense", "ours", "why"),
+    [
+        (30.0, 40.0, "dense is faster"),
+        (30.0, 19.0, "no dense can: its floor is 20.00"),
+        (30.0, 25.0, "dense takes 1.5 times its floor of 20.00"),
+        (30.0, None, ""),
+    ],
+)
+def test_why_not_dense(dense: float, ours: float | None, why: str) -> None:
+    case = made.layer("a", c=1000, k=1000, h=1, w=1000)
+    found = products(made.file(made.records(case, {"cublas": dense} | ({"slab": ours} if ours else {}))))
+    assert rivals.duel(found, found.all[0], "fp32", PEAKS).why == why
+
+
+def test_goals_name_what_is_reached_and_who_won() -> None:
+    suites = {
+        "fig10": products(made.searched_figure_10()),
+        "squares": products(made.square_products()),
+        "conv3x3": products(made.convolutions()),
+    }
+    table = rivals.goals_table(suites, PEAKS)
+    assert len(table.rows) == 3 + 1 + 1 + 2
+    fp32, tf32 = cells(table), cells(table, 1)
+    assert (fp32["wanted"], fp32["hoped for"], fp32["warm"], fp32["cold"]) == ("2.50x", "3.20x", "1.50x", "1.50x")
+    assert fp32["won by"] == "slab 2"
+    assert "dense takes longer than its floor: 2" in fp32["why not dense"]
+    assert tf32["why not dense"] == f"dense is faster: 2 ({'; '.join(made.SHAPES)})"
+    layer = cells(table, 3)
+    assert (layer[""], layer["wanted"], layer["warm"], layer["cold"]) == (
+        "512,512,6272, fp32, us",
+        "20.00",
+        "40.00",
+        "",
+    )
+    assert layer["dense fp32, TF32, fp16"] == "80.00 cublaslt, 22.00 triton, -"
+    assert layer["won by"] == "slab (next: 60.00 sputnik)"
+    fp16 = cells(table, 6)
+    assert (fp16[""], fp16["warm"], fp16["why not dense"]) == ("256,256,3x3 @14, fp16, us", "10.00", "dense is faster")
+    nothing = {name: Products([]) for name in suites}
+    assert rivals.goals_table(nothing, PEAKS).rows == ()
+
+
+def test_3x3_layers_have_their_zeros_counted() -> None:
+    table = rivals.versus_table(products(made.convolutions()), PEAKS, batch=1, cache="warm")
+    first = cells(table)
+    assert (first["layer"], first["zeros"], first["dense fp32"]) == ("256,256,3x3 @14", "91%", "20.00 cudnn")
+    assert (first["over fp32"], first["over TF32"], first["over fp16"]) == ("2.50x", "", "0.83x")
+    assert len(table.rows) == 1  # no mean of one
+
+
+def test_pictures_show_the_fastest_dense_where_it_was_searched(tmp_path: Path) -> None:
+    assert plots.columns(products(made.searched_figure_10()), tmp_path / "a.svg", "a")
+    assert plots.columns(products(made.figure_10()), tmp_path / "b.svg", "b")
+    assert (tmp_path / "a.svg").read_bytes() != (tmp_path / "b.svg").read_bytes()
+    items = products(made.searched_figure_10()).of(precision="fp32", cache="warm", **NINE)
+    assert plots._dense(items, "fp32") == ("dense fp32", [6.0, 6.0])
+    assert plots._dense([*products(made.figure_11()).of(precision="fp32")][:1], "fp32") == ("cuBLAS fp32", [7.0])
+    both = made.records(made.layer("a"), {"slab": 3.0, "aspt": 2.0, "sputnik": 4.0, "cublas": 9.0})
+    names = [name for name, _, _ in plots._each(latest(made.file(both)))]
+    assert names == ["Sputnik", "slab", "aspt"]
+    assert plots._ours(latest(made.file(both)))[1][0] == "our best other"
 
 
 def test_networks_have_two_factors_and_only_one_is_of_zeros() -> None:
@@ -240,6 +345,26 @@ def test_the_tool_writes_what_there_is(tool: ModuleType, tmp_path: Path) -> None
         ElementTree.fromstring((tmp_path / "docs" / f"h100-{picture}.svg").read_bytes())
     tool.main()
     assert (tmp_path / "README.md").read_text() == text
+    assert "Wanted and reached" not in page
+
+
+def test_the_fastest_dense_is_shown_once_more_than_cublas_was_measured(tool: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "results" / "h100"
+    write(folder, "fig10", made.searched_figure_10())
+    write(folder, "squares", made.square_products())
+    write(folder, "conv3x3", made.convolutions())
+    tool.main()
+    page, text = (tmp_path / "docs" / "H100.md").read_text(), (tmp_path / "README.md").read_text()
+    for title in (
+        "Wanted and reached",
+        "Against the fastest dense, nine pointwise layers, cold",
+        "Against the fastest dense, 32 images, warm",
+        "Each dense library",
+        "3x3 layers of ResNet-50 and VGG-19, batch 8, warm",
+    ):
+        assert f"## {title}" in page
+    assert "batch 32, warm" not in page
+    assert "The fastest of cuBLAS, cublasLt and Triton in TF32 is faster than our best fp32 on 2 of 2 shapes" in text
 
 
 def test_a_readme_without_marks_is_left_alone(

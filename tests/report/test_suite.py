@@ -8,7 +8,8 @@ import torch
 
 from zeroskip.core.errors import FileFormatError
 from zeroskip.report.records import read
-from zeroskip.report.suite import BASELINES, BenchCase, read_suite
+from zeroskip.report.suite import BASELINES, EVERY_BASELINE, BenchCase, read_suite
+from zeroskip.report.tables import BASELINES as TABLES_BASELINES
 from zeroskip.report.workload import example_of, layer_bias, layer_weight
 
 ROOT = Path(__file__).parents[2]
@@ -64,9 +65,11 @@ def test_facts_of_a_gpu_say_column_and_cache_and_those_of_a_cpu_are_as_before() 
 
 def test_opponents_are_those_of_the_device() -> None:
     assert BenchCase("layer", "a").opponents == BASELINES
-    assert BenchCase("layer", "a", device="cuda").opponents == ("cublas", "cublas_epilogue")
+    products = ("cublas", "cublas_epilogue", "cublaslt", "cublaslt_epilogue", "triton")
+    assert BenchCase("layer", "a", device="cuda").opponents == products
     assert BenchCase("model", "a", model="vgg19", device="cuda").opponents == ("torch", "torch_channels_last")
     assert BenchCase("layer", "a", device="cuda", baselines=()).opponents == ()
+    assert set(EVERY_BASELINE) <= {*TABLES_BASELINES}
 
 
 @pytest.mark.parametrize(

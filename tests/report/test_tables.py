@@ -3,8 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from zeroskip.core.record import Record, Times
+from zeroskip.report.palette import GREYS
 from zeroskip.report.records import RecordFile
-from zeroskip.report.tables import compare, describe, duration, milliseconds, quartiles_us, table
+from zeroskip.report.tables import BASELINES, compare, describe, duration, milliseconds, quartiles_us, table
 
 CASE = {"kind": "layer", "name": "1x1", "density": 0.1, "threads": 2}
 
@@ -95,3 +96,7 @@ def test_words_and_numbers() -> None:
     assert (duration(3.149), duration(99.99), duration(100.0)) == ("3.15 µs", "99.99 µs", "0.100 ms")
     assert (milliseconds(1234.5), milliseconds(123456.0)) == ("1.234", "123.5")
     assert quartiles_us(Times((4.0, 1.0, 3.0, 2.0), "cpu")) == (2.0, 3.0)
+
+
+def test_there_is_a_grey_for_every_dense_method() -> None:
+    assert len(set(GREYS)) == len(GREYS) >= len(BASELINES)

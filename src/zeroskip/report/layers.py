@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zeroskip.core.cost import Cost
 from zeroskip.core.device import Device
-from zeroskip.core.errors import CompileError, FileFormatError, Unsupported
+from zeroskip.core.errors import CompileError, FileFormatError, Unsupported, ZeroskipError
 from zeroskip.core.graph import Segment
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import Epilogue, Layer, Sparsity
@@ -25,15 +25,18 @@ from zeroskip.measure.bound import Bound, Case, Oracle, Stage, bind, check, pack
 from zeroskip.measure.graphs import Rotation
 from zeroskip.measure.timer import Timer, measure, once
 from zeroskip.methods import registry
-from zeroskip.plan.tune import MOST_CANDIDATES, tune
+from zeroskip.plan.tune import FINALISTS, MOST_CANDIDATES, tune
 from zeroskip.report.baselines import baseline
 from zeroskip.report.plausible import objection
 from zeroskip.report.suite import LABEL, BenchCase, Cache
-from zeroskip.report.vendors import column
+from zeroskip.report.vendors import Column, column, triton_candidates
 from zeroskip.report.workload import layer_bias, layer_weight
 
 COLD_CACHES = 3
 """A rotation goes through this many times the L2 cache: the two thirds that cannot be in it are what makes it cold."""
+
+FINAL_ROUNDS = 15
+"""Between a library's quickest forms, where there are many."""
 
 Call = Callable[[], object]
 FAILED: tuple[tuple[type[Exception], Status], ...] = (
@@ -126,7 +129,7 @@ def bench_layer(case: BenchCase, device: Device, timer: Timer = measure) -> list
         if case.methods is None or name in case.methods:
             entrants.append(_tuned(work, name, method, timer))
         entrants += [_tuned(work, name, method, timer, fields) for fields in case.configs.get(name, ())]
-    entrants += [_opponent(work, name) for name in case.opponents]
+    entrants += [_opponent(work, name, timer) for name in case.opponents]
     contenders: list[Contender] = []
     records: list[Record] = []
     for entrant in entrants:
@@ -153,14 +156,22 @@ def _tuned(
         return work.draft(label, "UNSUPPORTED", "runs segments of several layers")
     if refusal := method.supports(work.layer, work.device):
         return work.draft(label, "UNSUPPORTED", refusal)
+    if fields is None:
+        return _best(work, label, method, timer)
+    fixed = {key: value for key, value in fields.items() if key != LABEL}
+    candidates = restricted(method, work.segment, work.device, fixed)
+    if not candidates:
+        return work.draft(label, "UNSUPPORTED", f"no configuration with {fixed} fits this layer")
+    return _best(work, label, method, timer, candidates)
+
+
+def _best(
+    work: Work, label: str, method: AnyMethod, timer: Timer, candidates: Sequence[Candidate[Any]] | None = None
+) -> Contender | Record:
+    """The fastest of the method's candidates, or of these, under a name."""
     started = time.perf_counter()
-    candidates = None
-    if fields is not None:
-        fixed = {key: value for key, value in fields.items() if key != LABEL}
-        candidates = {name: restricted(method, work.segment, work.device, fixed)}
-        if not candidates[name]:
-            return work.draft(label, "UNSUPPORTED", f"no configuration with {fixed} fits this layer")
-    tuned = tune(work.segment, {name: method}, work.parameters, work.device, timer, candidates)
+    among = None if candidates is None else {method.name: candidates}
+    tuned = tune(work.segment, {method.name: method}, work.parameters, work.device, timer, among)
     seconds = time.perf_counter() - started
     if not tuned.options:
         return work.draft(label, _status(tuned.rejected[0].reason), tuned.rejected[0].reason)
@@ -222,13 +233,16 @@ def restricted(method: AnyMethod, segment: Segment, device: Device, fixed: Mappi
     return list(found.values())
 
 
-def _opponent(work: Work, name: str) -> Contender | Record:
+def _opponent(work: Work, name: str, timer: Timer) -> Contender | Record:
     started = time.perf_counter()
     try:
-        contender = _vendor(work, name) if work.device.kind == "cuda" else _torch(work, name)
+        if name == "triton":
+            candidates = triton_candidates(work.segment, work.device)
+            return _best(work, name, registry()["dense"], timer, candidates)
+        contender = _vendor(work, name, timer) if work.device.kind == "cuda" else _torch(work, name)
     except Unsupported as reason:
         return work.draft(name, "UNSUPPORTED", str(reason))
-    except RuntimeError as error:
+    except (ZeroskipError, RuntimeError) as error:
         return work.draft(name, status_of(error), first_line(error))
     draft = replace(contender.draft, setup={"build_seconds": time.perf_counter() - started})
     wrong = draft.error["relative"]
@@ -237,8 +251,12 @@ def _opponent(work: Work, name: str) -> Contender | Record:
     return replace(contender, draft=draft)
 
 
-def _vendor(work: Work, name: str) -> Contender:
-    """The fastest way to call a library of the GPU."""
+def _vendor(work: Work, name: str, timer: Timer) -> Contender:
+    """The fastest way to call a library of the GPU, of those that compute the right values.
+
+    Raises:
+        RuntimeError, ZeroskipError: every way failed.
+    """
     there = work.device.torch
     bias = work.parameters.get("bias", torch.zeros(work.case.k, dtype=work.data.x.dtype))
     found = column(name, work.layer, work.parameters["weight"].to(there), bias.to(there))
@@ -247,14 +265,51 @@ def _vendor(work: Work, name: str) -> Contender:
         bare = replace(work.segment, layers=(replace(work.layer, epilogue=found.epilogue),))
         oracle = Oracle(bare, {"weight": work.parameters["weight"]}, work.data)
     seconds: dict[str, float] = {}
-    errors: dict[str, float] = {}
+    right: dict[str, float] = {}
+    wrong: dict[str, float] = {}
+    failed: list[Exception] = []
     for how, form in found.forms.items():
-        call = form(work.data.x)
-        errors[how] = oracle.judge(call()).relative
-        seconds[how] = once(call, work.device)
-    best = min(seconds, key=lambda how: seconds[how])
-    draft = work.draft(name, "OK", config={"form": best}, error={"relative": errors[best]})
+        try:
+            call = form(work.data.x)
+            error = oracle.judge(call()).relative
+            if error <= TOLERANCE[work.layer.precision]:
+                seconds[how], right[how] = once(call, work.device), error
+            else:
+                wrong[how] = error
+        except (ZeroskipError, RuntimeError) as problem:
+            failed.append(problem)
+    if not right and not wrong:
+        raise failed[-1]
+    best = _fastest(work, found, seconds, timer) if right else next(iter(wrong))
+    config: dict[str, Any] = {"form": best, "forms": len(found.forms)}
+    if refused := len(found.forms) - len(right):
+        config["refused"] = refused
+    if len(seconds) > FINALISTS:
+        config["tried_us"] = _by_way(seconds)
+    said = f"{len(failed)} forms failed, the last one with: {first_line(failed[-1])}" if failed else ""
+    draft = work.draft(name, "OK", said, config=config, error={"relative": (right or wrong)[best]})
     return Contender(draft, lambda data: found.forms[best](data.x))
+
+
+def _by_way(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Microseconds of the quickest form of each way to lay out a product, as tried: a form is called ``way: which``."""
+    found: dict[str, float] = {}
+    for how, value in seconds.items():
+        way = how.partition(":")[0]
+        found[way] = min(found.get(way, value * 1e6), value * 1e6)
+    return found
+
+
+def _fastest(work: Work, found: Column, seconds: Mapping[str, float], timer: Timer) -> str:
+    """The form with the least time; of many the quickest few are timed again, in turns."""
+    ranked = sorted(seconds, key=lambda how: seconds[how])
+    if len(ranked) <= FINALISTS:
+        return ranked[0]
+    calls: dict[str, Call] = {how: found.forms[how](work.data.x) for how in ranked[:FINALISTS]}
+    for call in calls.values():
+        call()
+    times = timer(calls, FINAL_ROUNDS, work.device).times
+    return min(times, key=lambda how: times[how].median_us)
 
 
 def _torch(work: Work, name: str) -> Contender:

@@ -11,7 +11,10 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 
 Source: Okabe and Ito, Color Universal Design, 2008.
 """
-GREYS = ("#A6A6A6", "#919191", "#BDBDBD", "#7D7D7D", "#B3B3B3", "#888888", "#9C9C9C", "#C6C6C6")
+GREYS = (
+    *("#A6A6A6", "#919191", "#BDBDBD", "#7D7D7D", "#B3B3B3", "#888888", "#9C9C9C", "#C6C6C6"),
+    *("#828282", "#ADADAD", "#8D8D8D", "#C1C1C1", "#979797"),
+)
 """Of methods that skip nothing: grey is dense, colour is sparse."""
 ERROR = "#D55E00"
 """The palette's vermillion, kept for what must not be overlooked."""

@@ -5,6 +5,7 @@ Each draws what there is a record of and leaves out the rest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,18 @@ from typing import Any
 from zeroskip.core.errors import Unsupported
 from zeroskip.report.networks import Network
 from zeroskip.report.palette import COLOURS
-from zeroskip.report.products import SPUTNIK, Products, ablated, best, best_us, is_ours, ratio, us
+from zeroskip.report.products import (
+    SPUTNIK,
+    Products,
+    ablated,
+    best,
+    best_us,
+    is_ours,
+    ratio,
+    searched,
+    us,
+    vendor_us,
+)
 from zeroskip.report.tables import Comparison
 
 _STYLE: Any = {
@@ -80,7 +92,7 @@ class _Groups:
 
 
 def columns(products: Products, path: Path | str, title: str, cache: str = "warm") -> bool:
-    """Figure 10: a group of bars for each shape; above our faster one, how many times faster than cuBLAS fp32 it is.
+    """Figure 10: a group of bars for each shape; above our faster one, how many times faster than dense fp32 it is.
 
     Returns:
         Whether there was anything to draw.
@@ -96,10 +108,10 @@ def columns(products: Products, path: Path | str, title: str, cache: str = "warm
     with _figure(path, 10.5, 3.6) as (_, axes):
         groups = _Groups(axes, [item.case["name"].replace(",", "\n") for item in shapes], 6)
         for column, items in by_column.items():
-            groups.add(f"cuBLAS {_NAMES[column]}", [us(item, "cublas") for item in items], _DENSE[column])
+            groups.add(*_dense(items, column), _DENSE[column])
         winners = [best(item) for item in shapes]
-        ratios = [ratio(us(item, "cublas"), best_us(item)) for item in shapes]
-        for name, wanted, colour in _ours():
+        ratios = [ratio(dense, best_us(item)) for dense, item in zip(_dense(shapes, "fp32")[1], shapes, strict=True)]
+        for name, wanted, colour in _ours(shapes):
             texts = [
                 f"{over:.2f}x" if over and winner and wanted(winner.method) else ""
                 for over, winner in zip(ratios, winners, strict=True)
@@ -111,11 +123,35 @@ def columns(products: Products, path: Path | str, title: str, cache: str = "warm
     return True
 
 
-def _ours() -> tuple[tuple[str, Callable[[str], bool], str], ...]:
+def _dense(items: Sequence[Comparison | None], column: str) -> tuple[str, list[float | None]]:
+    """A name for the fastest dense of a column, and its times: cuBLAS where nothing else was measured."""
+    if searched(items):
+        return f"dense {_NAMES[column]}", [vendor_us(item) for item in items]
+    return f"cuBLAS {_NAMES[column]}", [us(item, "cublas") for item in items]
+
+
+def _others(items: Sequence[Comparison | None]) -> list[str]:
+    """Ours but for Sputnik, in the order met."""
+    methods = [method for item in items if item is not None for method in item.times]
+    return list(dict.fromkeys(method for method in methods if is_ours(method) and method != SPUTNIK))
+
+
+def _ours(items: Sequence[Comparison | None]) -> tuple[tuple[str, Callable[[str], bool], str], ...]:
+    """Sputnik, and the fastest of the others under one colour."""
+    names = _others(items)
     return (
         ("Sputnik", lambda method: method == SPUTNIK, _SPUTNIK),
-        ("slab", lambda method: is_ours(method) and method != SPUTNIK, _OTHER),
+        (names[0] if len(names) == 1 else "our best other", lambda method: method in names, _OTHER),
     )
+
+
+def _each(items: Sequence[Comparison | None]) -> list[tuple[str, Callable[[str], bool], str]]:
+    """Ours one by one."""
+    free = [colour for colour in COLOURS if colour not in (_SPUTNIK, _VENDOR)]
+    found: list[tuple[str, Callable[[str], bool], str]] = [("Sputnik", lambda method: method == SPUTNIK, _SPUTNIK)]
+    for index, name in enumerate(_others(items)):
+        found.append((name, functools.partial(str.__eq__, name), free[index % len(free)]))
+    return found
 
 
 def sparsities(products: Products, path: Path | str, title: str) -> bool:
@@ -129,14 +165,13 @@ def sparsities(products: Products, path: Path | str, title: str) -> bool:
         return False
     with _figure(path, 7.2, 3.8) as (_, axes):
         for column, colour in _DENSE.items():
-            levels = [value for item in products.of(precision=column, **facts) if (value := us(item, "cublas"))]
+            label, times = _dense(products.of(precision=column, **facts), column)
+            levels = sorted(value for value in times if value)
             if levels:
-                axes.axhline(
-                    sorted(levels)[len(levels) // 2], color=colour, linewidth=2, label=f"cuBLAS {_NAMES[column]}"
-                )
+                axes.axhline(levels[len(levels) // 2], color=colour, linewidth=2, label=label)
         for column, style in (("fp32", "-"), ("fp16", "--")):
             found = sorted(products.of(precision=column, **facts), key=lambda item: -item.case["density"])
-            lines = [*_ours(), ("cuSPARSE", lambda method: method == "cusparse", _VENDOR)]
+            lines = [*_each(found), ("cuSPARSE", lambda method: method == "cusparse", _VENDOR)]
             for name, wanted, colour in lines:
                 points = [(100 * (1 - item.case["density"]), best_us(item, wanted)) for item in found]
                 known = [(x, y) for x, y in points if y]
@@ -155,18 +190,18 @@ def sparsities(products: Products, path: Path | str, title: str) -> bool:
 
 
 def squares(products: Products, path: Path | str, title: str) -> bool:
-    """Square products at 90%: time over that of cuBLAS fp32, the microseconds written on the bars.
+    """Square products at 90%: time over that of the fastest dense fp32, the microseconds written on the bars.
 
     Returns:
         Whether there was anything to draw.
     """
     facts = {"mask": "random", "batch": 1, "cache": "warm", "density": 0.1}
-    shapes = [item for item in products.of(precision="fp32", **facts) if us(item, "cublas")]
+    shapes = [item for item in products.of(precision="fp32", **facts) if vendor_us(item)]
     if not shapes:
         return False
+    dense, levels = _dense(shapes, "fp32")
 
     def relative(values: Sequence[float | None]) -> list[float | None]:
-        levels = [us(item, "cublas") for item in shapes]
         return [value / level if value and level else None for value, level in zip(values, levels, strict=True)]
 
     def texts(values: Sequence[float | None]) -> list[str]:
@@ -181,13 +216,14 @@ def squares(products: Products, path: Path | str, title: str) -> bool:
         halves: list[Comparison | None] = []
         for column, colour in _DENSE.items():
             items = [products.one(name=item.case["name"], precision=column, **facts) for item in shapes]
-            add(f"cuBLAS {_NAMES[column]}", [us(item, "cublas") for item in items], colour)
+            label, times = _dense(items, column)
+            add(label, times, colour)
             halves = items
         add("cuSPARSE, fp32", [us(item, "cusparse") for item in shapes], _VENDOR)
-        for name, wanted, colour in _ours():
+        for name, wanted, colour in _ours(shapes):
             add(f"{name}, fp32", [best_us(item, wanted) for item in shapes], colour)
         add("our best, fp16", [best_us(item) for item in halves], _HALF)
-        axes.set_ylabel("time over cuBLAS fp32")
+        axes.set_ylabel(f"time over {dense}")
         _finish(axes, title)
     return True
 

@@ -13,6 +13,10 @@ from zeroskip.report.tables import BASELINES, Comparison, Table, compare
 
 VENDOR_SPARSE = ("cusparse", "cusparselt")
 """Skip zeros, but are the vendor's: shown beside ours and never counted as ours."""
+VENDOR_DENSE = ("cublas", "cublas_epilogue", "cublaslt", "cublaslt_epilogue", "triton", "cudnn", "cudnn_epilogue")
+"""The vendor's products and convolutions, bare or with bias and ReLU, and Triton's product, which has them inside."""
+SEARCHED = ("cublaslt", "triton", "cudnn")
+"""Where one of these was measured, the fastest of ``VENDOR_DENSE`` is the best of what there is and not only cuBLAS."""
 SPUTNIK = "sputnik"
 
 
@@ -76,6 +80,20 @@ def best_us(comparison: Comparison | None, wanted: Callable[[str], bool] = is_ou
     return None if found is None or found.times is None else found.times.median_us
 
 
+def vendor_best(comparison: Comparison | None) -> Record | None:
+    """The fastest dense, without bias and ReLU where that is faster."""
+    return best(comparison, lambda method: method in VENDOR_DENSE)
+
+
+def vendor_us(comparison: Comparison | None) -> float | None:
+    return best_us(comparison, lambda method: method in VENDOR_DENSE)
+
+
+def searched(comparisons: Iterable[Comparison | None]) -> bool:
+    """Whether more than cuBLAS stands behind ``vendor_best``."""
+    return any(method in item.times for item in comparisons if item is not None for method in SEARCHED)
+
+
 def ratio(dense: float | None, ours: float | None) -> float | None:
     """How many times faster than dense."""
     return None if dense is None or ours is None else dense / ours
@@ -90,6 +108,11 @@ def geometric_mean(values: Iterable[float | None]) -> float | None:
 # -- tables -------------------------------------------------------------------------------------------
 def time_cell(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def method_cell(record: Record | None) -> str:
+    """Its time and its name."""
+    return "" if record is None or record.times is None else f"{time_cell(record.times.median_us)} {record.method}"
 
 
 def ratio_cell(value: float | None) -> str:

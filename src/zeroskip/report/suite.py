@@ -20,8 +20,13 @@ Cache = Literal["warm", "cold"]
 
 BASELINES = ("torch", "torch_channels_last", "inductor", "onnxruntime")
 """Of the CPU, for layers and models."""
-CUDA_BASELINES = {"layer": ("cublas", "cublas_epilogue"), "model": ("torch", "torch_channels_last")}
-EVERY_BASELINE = tuple(dict.fromkeys([*BASELINES, *CUDA_BASELINES["layer"]]))
+CUDA_BASELINES = {
+    "layer": ("cublas", "cublas_epilogue", "cublaslt", "cublaslt_epilogue", "triton"),
+    "model": ("torch", "torch_channels_last"),
+}
+CONVOLUTION_BASELINES = ("cudnn", "cudnn_epilogue")
+"""For layers that are no matrix products."""
+EVERY_BASELINE = (*BASELINES, *CUDA_BASELINES["layer"], *CONVOLUTION_BASELINES)
 LABEL = "label"
 """The name of an entry of ``configs``."""
 

@@ -18,6 +18,11 @@ BASELINES = (
     "zeroskip_dense",
     "cublas",
     "cublas_epilogue",
+    "cublaslt",
+    "cublaslt_epilogue",
+    "triton",
+    "cudnn",
+    "cudnn_epilogue",
 )
 """Methods that skip no zero.  The fastest of them is what every other one is held against."""
 CONTENDED = "CONTENDED"

@@ -1,0 +1,1 @@
+"""Adaptive sparse tiling in one pass."""

@@ -1,0 +1,58 @@
+"""ASpT: input channels that many rows of a panel need are copied to shared memory, the others read where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from zeroskip.core.device import Device
+from zeroskip.core.graph import Segment
+from zeroskip.core.layer import Layer
+from zeroskip.core.layout import Layout
+from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
+from zeroskip.cuda import pixels
+from zeroskip.methods.aspt import cuda
+from zeroskip.methods.aspt.cuda import AsptConfig, AsptPacked
+
+
+class Aspt(LayerMethod[AsptConfig, AsptPacked]):
+    name: ClassVar[str] = "aspt"
+    cite: ClassVar[str] = "Hong et al., Adaptive Sparse Tiling for Sparse Matrix Multiplication, PPoPP 2019"
+    exploits: ClassVar[str] = "weights"
+    config_type: ClassVar[type] = AsptConfig
+
+    def supports(self, layer: Layer, device: Device) -> str | None:
+        return pixels.refusal(layer, device)
+
+    def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[AsptConfig]]:
+        return [
+            replace(self.candidate(segment, config), run_seconds=seconds, build_seconds=1.0)
+            for seconds, config in cuda.configs(segment.layer, device)
+        ]
+
+    def candidate(self, segment: Segment, config: AsptConfig) -> Candidate[AsptConfig]:
+        cuda.check(segment.layer, config)
+        x, y = Layout("nchw"), Layout("nchw", writes_halo=True)
+        if segment.layer.kind == "linear":
+            x = y = Layout("rows")
+        elif config.vector > 1:
+            x, y = Layout("nchw", (0, 0), aligned=config.vector), Layout("nchw", (0, 0))
+        return Candidate(config, (x,) * len(segment.inputs), (y,))
+
+    def pack(self, segment: Segment, parameters: Parameters, config: AsptConfig) -> AsptPacked:
+        return cuda.pack(segment.layer, parameters["weight"], parameters.get("bias"), config)
+
+    def unpack(self, packed: AsptPacked) -> Tensor:
+        return cuda.unpack(packed)
+
+    def build(self, packed: AsptPacked, device: Device) -> bytes:
+        return cuda.build(packed, device)
+
+    def bind(self, segment: Segment, packed: AsptPacked, built: bytes | None, device: Device) -> Run:
+        return cuda.AsptRun(segment.layer, packed, built or cuda.build(packed, device), device)
+
+
+METHOD = Aspt()

@@ -1,0 +1,259 @@
+"""Ours against the fastest dense of each column: how many times faster, which method, and why not dense."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zeroskip.core.layer import ConvShape
+from zeroskip.core.record import Record
+from zeroskip.report.plausible import TF32_PRODUCTS
+from zeroskip.report.products import (
+    VENDOR_DENSE,
+    Products,
+    best,
+    geometric_mean,
+    is_ours,
+    method_cell,
+    ratio,
+    ratio_cell,
+    time_cell,
+    us,
+    vendor_best,
+)
+from zeroskip.report.tables import Comparison, Table
+
+Peaks = Mapping[str, float]
+"""TFLOP/s of dense products by column, as the machine was measured."""
+COLUMNS = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16"}
+"""A column of dense, and that of ours which is held against it."""
+NAMES = {"fp32": "fp32", "tf32": "TF32", "fp16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One layer, dense in one column."""
+
+    name: str
+    column: str
+    dense: Record | None
+    ours: Record | None
+    second: Record | None
+    """The next of ours."""
+    floor_us: float | None
+    """Of dense: all its products at the peak of its column, or its bytes."""
+
+    @property
+    def over(self) -> float | None:
+        return ratio(_us(self.dense), _us(self.ours))
+
+    @property
+    def why(self) -> str:
+        """Why not dense."""
+        over, ours, dense = self.over, _us(self.ours), _us(self.dense)
+        if over is None or ours is None or dense is None:
+            return ""
+        if over < 1:
+            return "dense is faster"
+        if not self.floor_us:
+            return ""
+        floor = time_cell(self.floor_us)
+        if ours < self.floor_us:
+            return f"no dense can: its floor is {floor}"
+        return f"dense takes {dense / self.floor_us:.1f} times its floor of {floor}"
+
+
+def duel(products: Products, item: Comparison, column: str, peaks: Peaks) -> Duel:
+    """
+    Args:
+        item: the layer in fp32.
+    """
+    same = {key: item.case[key] for key in ("name", "mask", "density", "batch", "cache")}
+    dense = vendor_best(products.one(precision=column, **same))
+    sparse = products.one(precision=COLUMNS[column], **same)
+    ours = best(sparse)
+    second = best(sparse, lambda method: is_ours(method) and ours is not None and method != ours.method)
+    floor = None if dense is None else dense_floor_us(dense, column, peaks)
+    return Duel(str(item.case["name"]), column, dense, ours, second, floor)
+
+
+def dense_floor_us(record: Record, column: str, peaks: Peaks) -> float:
+    """What a dense kernel cannot beat: every product at the column's peak (fp32: or as three TF32 ones), and the bytes
+    of the sparse layer, which are fewer than its own.
+
+    Args:
+        record: of dense.
+    """
+    peak = peaks.get(column, 0.0)
+    if column == "fp32":
+        peak = max(peak, peaks.get("tf32", 0.0) / TF32_PRODUCTS)
+    return max(2 * macs(record.case) / (peak * 1e6) if peak else 0.0, record.floor_us)
+
+
+def macs(case: Mapping[str, Any]) -> int:
+    """Multiply-adds of a layer, no zero skipped."""
+    stride, padding, groups = case["stride"], case["padding"], case["groups"]
+    n, c, h, w, k, kernel = (case[name] for name in ("batch", "c", "h", "w", "k", "kernel"))
+    return ConvShape(n, c, h, w, k, kernel, kernel, (stride, stride), (padding, padding), (1, 1), groups).macs
+
+
+def zeros_cell(item: Comparison) -> str:
+    """How much of the weights is zero, from the operations that are left."""
+    left = [record.flops for record in item.records.values() if record.flops]
+    return f"{1 - left[0] / (2 * macs(item.case)):.0%}" if left else ""
+
+
+# -- tables -------------------------------------------------------------------------------------------
+def versus_table(products: Products, peaks: Peaks, **facts: Any) -> Table:
+    """A row for each layer: the fastest dense of each column, our fastest, and how many times faster that is."""
+    rows, ratios = [], dict[str, list[float | None]]()
+    for item in products.of(precision="fp32", **facts):
+        found = {column: duel(products, item, column, peaks) for column in COLUMNS}
+        for column, one in found.items():
+            ratios.setdefault(column, []).append(one.over)
+        rows.append(
+            (
+                str(item.case["name"]),
+                zeros_cell(item),
+                *(method_cell(one.dense) for one in found.values()),
+                method_cell(found["fp32"].ours),
+                method_cell(found["fp32"].second),
+                method_cell(found["fp16"].ours),
+                *(ratio_cell(one.over) for one in found.values()),
+                *(time_cell(one.floor_us) for one in found.values()),
+            )
+        )
+    head = (
+        "layer",
+        "zeros",
+        *(f"dense {name}" for name in NAMES.values()),
+        "ours fp32",
+        "next",
+        "ours fp16",
+        *(f"over {name}" for name in NAMES.values()),
+        *(f"floor of dense {name}" for name in NAMES.values()),
+    )
+    means = [ratio_cell(geometric_mean(known)) for known in ratios.values()]
+    if len(rows) > 1 and any(means):
+        rows.append(("geometric mean", *[""] * 7, *means, "", "", ""))
+    return Table(head, tuple(rows), frozenset(range(1, len(head))))
+
+
+def libraries_table(products: Products, **facts: Any) -> Table:
+    """What each of the dense libraries takes, and our fastest of the same column.  Microseconds."""
+    found = [(column, item) for column in COLUMNS for item in products.of(precision=column, **facts)]
+    methods = [method for method in VENDOR_DENSE if any(method in item.times for _, item in found)]
+    rows = [
+        (str(item.case["name"]), NAMES[column], *(time_cell(us(item, method)) for method in methods))
+        for column, item in found
+    ]
+    return Table(("layer", "column", *methods), tuple(rows), frozenset(range(2, len(methods) + 2)))
+
+
+# -- goals --------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Goal:
+    """Of one layer: microseconds wanted, and hoped for."""
+
+    layer: str
+    suite: str
+    facts: dict[str, Any]
+    wanted_us: float
+    hoped_us: float
+    columns: tuple[str, ...] = ("fp32",)
+    """Of ours."""
+
+
+MEANS = {"fp32": (2.5, 3.2), "tf32": (1.9, 2.4), "fp16": (1.45, 1.85)}
+"""Times faster than the fastest dense of a column, wanted and hoped for, on the nine layers of Figure 10."""
+NINE = {"mask": "random", "density": 0.1, "batch": 1}
+TRAINED = "trained:resnet50_3x3_sparse.npz:sparse90.stage3.weight"
+GOALS = (
+    Goal("512,512,6272", "fig10", {"name": "512,512,196", **NINE, "batch": 32}, 20.0, 11.0),
+    Goal("2048,2048,2048", "squares", {"name": "2048,2048,2048", **NINE}, 70.0, 40.0),
+    Goal(
+        "256,256,3x3 @14",
+        "conv3x3",
+        {"name": "256,256,3x3 @14", "mask": TRAINED, "batch": 1},
+        4.5,
+        3.0,
+        ("fp32", "fp16"),
+    ),
+)
+
+
+def goals_table(suites: Mapping[str, Products], peaks: Peaks) -> Table:
+    """What was wanted, what there is, which method it was and why not dense.
+
+    Args:
+        suites: by name.
+    """
+    head = ("", "wanted", "hoped for", "warm", "cold", "dense fp32, TF32, fp16", "won by", "why not dense")
+    rows = [*_means(suites["fig10"], peaks)]
+    for goal in GOALS:
+        rows += _single(goal, suites[goal.suite], peaks)
+    return Table(head, tuple(rows), frozenset(range(1, 5)))
+
+
+def _means(products: Products, peaks: Peaks) -> list[tuple[str, ...]]:
+    rows = []
+    for column, (wanted, hoped) in MEANS.items():
+        found = {
+            cache: [duel(products, item, column, peaks) for item in products.of(precision="fp32", cache=cache, **NINE)]
+            for cache in ("warm", "cold")
+        }
+        means = [ratio_cell(geometric_mean(one.over for one in duels)) for duels in found.values()]
+        if any(means):
+            what = f"ours {COLUMNS[column]} over dense {NAMES[column]}, {len(found['warm'])} pointwise layers"
+            said = (_winners(found["warm"]), _reasons(found["warm"]))
+            rows.append((what, f"{wanted:.2f}x", f"{hoped:.2f}x", *means, "", *said))
+    return rows
+
+
+def _single(goal: Goal, products: Products, peaks: Peaks) -> list[tuple[str, ...]]:
+    rows = []
+    for ours in goal.columns:
+        warm = products.one(precision="fp32", cache="warm", **goal.facts)
+        if warm is None:
+            continue
+        times = [best(products.one(precision=ours, cache=cache, **goal.facts)) for cache in ("warm", "cold")]
+        if times[0] is None:
+            continue
+        dense = [duel(products, warm, column, peaks).dense for column in COLUMNS]
+        one = duel(products, warm, ours, peaks)
+        cells = (time_cell(goal.wanted_us), time_cell(goal.hoped_us), *(time_cell(_us(record)) for record in times))
+        beside = ", ".join(method_cell(record) or "-" for record in dense)
+        rows.append((f"{goal.layer}, {ours}, us", *cells, beside, _winner(one), one.why))
+    return rows
+
+
+def _winner(one: Duel) -> str:
+    if one.ours is None:
+        return ""
+    return one.ours.method + (f" (next: {method_cell(one.second)})" if one.second else "")
+
+
+def _winners(duels: Sequence[Duel]) -> str:
+    counted = Counter(one.ours.method for one in duels if one.ours is not None)
+    return ", ".join(f"{method} {count}" for method, count in counted.most_common())
+
+
+def _reasons(duels: Sequence[Duel]) -> str:
+    """Of each kind how many, and the layers where dense is faster by name."""
+    kinds: dict[str, Callable[[Duel], bool]] = {
+        "no dense can: its floor is higher": lambda one: one.why.startswith("no dense"),
+        "dense takes longer than its floor": lambda one: one.why.startswith("dense takes"),
+        "dense is faster": lambda one: one.why == "dense is faster",
+    }
+    parts = []
+    for text, belongs in kinds.items():
+        names = [one.name for one in duels if belongs(one)]
+        if names:
+            parts.append(f"{text}: {len(names)}" + (f" ({'; '.join(names)})" if text == "dense is faster" else ""))
+    return "; ".join(parts)
+
+
+def _us(record: Record | None) -> float | None:
+    return None if record is None or record.times is None else record.times.median_us
