@@ -24,6 +24,11 @@ SHAPES = (
     "groups 3 of 1x1",
     "depthwise",
     "depthwise stride 2",
+    "3x3",
+    "3x3 stride 2",
+    "3x3 batch 5 of small images",
+    "groups 2",
+    "many channels",
 )
 
 

@@ -90,9 +90,9 @@ def test_a_case_may_ask_for_one_cache_some_methods_and_no_opponents(gpu: FakeGpu
 
 
 def test_a_method_that_refuses_says_why_for_every_cache(gpu: FakeGpu) -> None:
-    records = bench_layer(case(methods=("escort",), baselines=("cublas",), kernel=3, padding=1), gpu, Clock())
+    records = bench_layer(case(methods=("slab",), baselines=("cublas",), kernel=3, padding=1), gpu, Clock())
     assert {(record.method, record.status) for record in records} == {
-        ("escort", "UNSUPPORTED"),
+        ("slab", "UNSUPPORTED"),
         ("cublas", "UNSUPPORTED"),
     }
     assert len(records) == 4

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args
 
 from torch import Tensor
 
@@ -70,7 +70,8 @@ class Method(ABC, Generic[ConfigT, PackedT]):
     cite: ClassVar[str]
     exploits: ClassVar[str]
     """"weights", "inputs", "both", or "nothing" for a dense library."""
-    config_type: ClassVar[type]
+    config_type: ClassVar[Any]
+    """A dataclass, or a union of one for each kind of device."""
     reproducible: ClassVar[bool] = True
     """Two calls on the same inputs give the same bits.  What is not is measured, and run only if asked for by name."""
 
@@ -131,6 +132,11 @@ class Method(ABC, Generic[ConfigT, PackedT]):
             bytes_read += item * (shape.n * shape.c * shape.h * shape.w + residual) + weight_bytes
             bytes_written += item * outputs
         return Cost(flops, bytes_read, bytes_written)
+
+
+def config_types(method: AnyMethod) -> tuple[type, ...]:
+    """The dataclasses that a configuration of ``method`` may be."""
+    return get_args(method.config_type) or (method.config_type,)
 
 
 class LayerMethod(Method[ConfigT, PackedT]):

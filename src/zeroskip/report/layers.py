@@ -18,7 +18,7 @@ from zeroskip.core.errors import CompileError, FileFormatError, Unsupported, Zer
 from zeroskip.core.graph import Segment
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import Epilogue, Layer, Sparsity
-from zeroskip.core.method import AnyMethod, Candidate, LayerMethod
+from zeroskip.core.method import AnyMethod, Candidate, LayerMethod, config_types
 from zeroskip.core.oracle import TOLERANCE
 from zeroskip.core.record import Record, Status
 from zeroskip.measure.bound import Bound, Case, Oracle, Stage, bind, check, packed_bytes
@@ -219,7 +219,7 @@ def restricted(method: AnyMethod, segment: Segment, device: Device, fixed: Mappi
         FileFormatError: all fields are given and make no configuration.
     """
     kind = method.config_type
-    if set(fixed) == {item.name for item in dataclasses.fields(kind)}:
+    if any(set(fixed) == {item.name for item in dataclasses.fields(one)} for one in config_types(method)):
         return [method.candidate(segment, from_json(kind, dict(fixed)))]
     proposed = method.configs(segment, device)
     natural = [item for item in proposed if to_json(item.config) == to_json(item.config) | fixed]

@@ -97,7 +97,7 @@ class _Lanes(NamedTuple):
 
 
 def _menu(shape: ConvShape, device: Device) -> Iterator[EscortCudaConfig]:
-    splits = (1, 2, 4, MOST_SPLIT) if _architecture(device) >= 90 else (1,)
+    splits = (1, 2, 4, MOST_SPLIT) if device.generation >= 90 else (1,)
     channels, rows_in_all = shape.c // shape.groups, shape.k // shape.groups
     across = -(-shape.q // LANES)
     for wide in (4, 2, 1):
@@ -219,10 +219,6 @@ def _beside(one: float, other: float) -> float:
     return max(one, other) + (1 - HIDDEN) * min(one, other)
 
 
-def _architecture(device: Device) -> int:
-    return int("".join(filter(str.isdigit, device.arch)) or 0)
-
-
 # -- weights and code -----------------------------------------------------------------------------------
 def pack(layer: Layer, weight: Tensor, bias: Tensor | None, config: EscortCudaConfig) -> EscortCudaPacked:
     shape, patch = layer.shape, patch_of(layer.shape, config)
@@ -295,7 +291,7 @@ class EscortCudaRun:
         self.shared_bytes = config.shared_bytes(tile_bytes, weight.chunk_bytes)
         if self.shared_bytes > device.shared_bytes:
             raise Unsupported(f"a block would need {self.shared_bytes} bytes of shared memory: {config}")
-        if config.split > 1 and _architecture(device) < 90:
+        if config.split > 1 and device.generation < 90:
             raise Unsupported(f"{device.name} has no clusters: {config}")
         self.kernel, self.tables = load(built), (weight.heads, weight.chunks)
         self.grid = (config.count(shape), config.blocks * shape.groups, config.split)
