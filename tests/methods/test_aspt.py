@@ -98,7 +98,10 @@ inline void copy(void* to, const void* from, int bytes) {
     else ++faults;
 }
 inline void copy_16(void* to, const void* from) { copy(to, from, 16); }
-inline void copy_4(void* to, const void* from) { copy(to, from, 4); }
+template <int kBytes>
+inline void copy_short(void* to, const void* from) {
+    copy(to, from, kBytes);
+}
 inline void copy_commit() { fibers[running].groups.emplace_back(); }
 template <int kPending> void copy_wait() {
     auto& groups = fibers[running].groups;

@@ -74,10 +74,7 @@ __device__ __forceinline__ void copy(void* shared, const T* global) {
     if constexpr (kBytes == 16) {
         copy_16(shared, global);
     } else if constexpr (kBytes >= 4) {
-#pragma unroll
-        for (int i = 0; i < kBytes; i += 4) {
-            copy_4(static_cast<char*>(shared) + i, reinterpret_cast<const char*>(global) + i);
-        }
+        copy_short<kBytes>(shared, global);
     } else {
         *static_cast<T*>(shared) = *global;
     }
