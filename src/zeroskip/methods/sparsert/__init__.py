@@ -1,0 +1,1 @@
+"""SparseRT: the weights are the program."""

@@ -1,0 +1,127 @@
+"""A packed layer -> the PTX text of its kernel.
+
+    y[row, pixel] = act(bias[row] + sum over columns of W[row, column] * x[column, pixel])
+
+Every team of a block (``config.py``) has a function of its own (``function.py``): one load of x for each column with a
+nonzero among its rows, one multiply-add with the weight as an immediate for each nonzero.  The entry finds the team's
+function by block and warp.  Functions do not return, so they save no registers; ptxas takes a third less time for them
+than for one kernel with as many labels, and each is scheduled for itself.
+
+Where teams share a row group, each finishes some of its rows: the others store their sums in its block's shared
+memory, and they are added in the order of the teams.  In a cluster every store counts its bytes at a barrier of the
+team it is for (``st.async``), so that nobody waits for more than its own and no memory is flushed.
+
+Grid: tiles of pixels (or the blocks that walk them), blocks of rows, blocks of the cluster.  Arguments: ``x``, ``y``,
+``residual``, then strides in bytes: of images of x; of images, channels and rows of y; of images of the residual.  No
+function has more than the twelve registers of arguments that are passed without a stack.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+
+import numpy as np
+
+from zeroskip.methods.sparsert.config import BARRIER, SparseRTPacked
+from zeroskip.methods.sparsert.function import POINTERS, STRIDES, Team, function, parameters
+from zeroskip.methods.sparsert.ptx import BITS, Body
+
+SYMBOL = "sparsert"
+CLUSTERS = 90
+"""The first generation that has them, and dependent launches."""
+
+
+def generation(arch: str) -> int:
+    """90 of "sm_90a"."""
+    return int(re.sub(r"\D", "", arch) or 0)
+
+
+def emit(packed: SparseRTPacked, arch: str) -> str:
+    """PTX for GPUs of ``arch`` ("sm_80", "sm_90a", ...).  Depends on nothing but its arguments.
+
+    Raises:
+        ValueError: the configuration needs clusters, which ``arch`` has not.
+    """
+    config, hopper = packed.config, generation(arch) >= CLUSTERS
+    if config.split > 1 and not hopper:
+        raise ValueError(f"{arch} has no clusters: {config}")
+    functions = [function(packed, team, hopper) for team in _teams(packed)]
+    head = [
+        ".version 8.1",
+        f".target {'sm_90' if hopper else 'sm_80'}",
+        ".address_size 64",
+        *([".extern .shared .align 16 .b8 sums[];"] if config.parts > 1 else []),
+    ]
+    return "\n".join([*head, *functions, _entry(packed, len(functions), hopper), ""])
+
+
+def _teams(packed: SparseRTPacked) -> Iterator[Team]:
+    """In the order of row blocks, blocks of the cluster, row groups of the block, thread groups."""
+    config, weight = packed.config, packed.weight
+    groups, bounds = weight.rows.cpu().tolist(), weight.bounds.cpu().tolist()
+    places, columns = weight.places.cpu().numpy(), weight.columns.cpu().tolist()
+    entries = list(zip(columns, places.tolist(), weight.values.cpu().tolist(), strict=True))
+    biases = packed.bias.cpu().tolist()
+    index = 0
+    for block in range(len(groups) // config.stack):
+        for rank in range(config.split):
+            for row_group in range(block * config.stack, (block + 1) * config.stack):
+                rows = [row for row in groups[row_group] if row >= 0]
+                ends = bounds[row_group * config.parts : (row_group + 1) * config.parts + 1]
+                given = np.zeros((config.parts, len(rows)), np.bool_)
+                for part in range(config.parts):
+                    given[part, places[ends[part] : ends[part + 1]]] = True
+                for part in range(rank * config.groups, (rank + 1) * config.groups):
+                    own = groupby(entries[ends[part] : ends[part + 1]], key=lambda entry: entry[0])
+                    nonzeros = [(column, [(place, value) for _, place, value in found]) for column, found in own]
+                    yield Team(index, part, rows, [biases[row] for row in rows], nonzeros, given)
+                    index += 1
+
+
+def _entry(packed: SparseRTPacked, functions: int, hopper: bool) -> str:
+    config, body = packed.config, Body()
+    if hopper:
+        body.put("griddepcontrol.launch_dependents")
+    arguments = [(BITS[kind], body.to(kind, f"ld.param{BITS[kind]}", f"[{name}]")) for kind, name in parameters(packed)]
+    thread, index = body.to("r", "mov.u32", "%tid.x"), body.to("r", "mov.u32", "%ctaid.y")
+    if config.split > 1:
+        # Before anybody's sums come, every block of the cluster has begun and its barriers are ready.
+        base = body.to("r", "mov.u32", "sums")
+        barrier = body.to("r", "mad.lo.u32", f"{thread}, {BARRIER}, {base}")
+        one = body.to("p", "setp.lt.u32", f"{thread}, {config.teams}")
+        body.put(f"@{one} mbarrier.init.shared.b64 [{barrier}], 1")
+        body.put("fence.mbarrier_init.release.cluster")
+        body.put("barrier.cluster.arrive.relaxed.aligned")
+        body.put("barrier.cluster.wait.aligned")
+        rank = body.to("r", "mov.u32", "%ctaid.z")
+        index = body.to("r", "mad.lo.u32", f"{index}, {config.split}, {rank}")
+    if config.teams > 1:
+        index = body.to("r", "mad.lo.u32", f"{index}, {config.teams}, {body.quotient(thread, config.lanes)}")
+    if functions > 1:
+        # A table: with a tree of branches every warp would wait for several lines of instructions.
+        body.put(f"TABLE: .branchtargets {', '.join(f'TO_{code}' for code in range(functions))}")
+        body.put(f"brx.idx.uni {index}, TABLE")
+    for code in range(functions):
+        body.label(f"TO_{code}")
+        body.lines.append("\t{")
+        for at, (bits, register) in enumerate(arguments):
+            body.put(f".param {bits} a{at}")
+            body.put(f"st.param{bits} [a{at}], {register}")
+        body.put(f"call.uni code_{code}, ({', '.join(f'a{at}' for at in range(len(arguments)))})")
+        body.put("exit")
+        body.lines.append("\t}")
+    types = [f".param .u64 {name}" for name in POINTERS] + [f".param .u32 {name}" for name in STRIDES]
+    return "\n".join(
+        [
+            f".visible .entry {SYMBOL}({', '.join(types)})",
+            f".reqntid {config.threads}",
+            f".maxnreg {config.registers}",
+            # Of a size that the launch says: ptxas need not write code for blocks without a cluster.
+            *([".explicitcluster"] if config.split > 1 else []),
+            "{",
+            body.text(),
+            "}",
+        ]
+    )

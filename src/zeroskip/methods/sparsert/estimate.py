@@ -1,0 +1,235 @@
+"""Which configurations to try for a layer, in which order, and how long they take to assemble and to run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from zeroskip.core.device import Device
+from zeroskip.core.layer import PRECISION_BYTES, ConvShape, Layer
+from zeroskip.methods.sparsert.config import (
+    FLOAT,
+    MOST_REGISTERS,
+    OTHERS_OF_LOOP,
+    SparseRTConfig,
+    check,
+    flat,
+    tested,
+)
+from zeroskip.methods.sparsert.emit import CLUSTERS, generation
+
+ASSEMBLED = 9e-5
+"""Seconds of one core for an instruction: 55 to 150 us on an EPYC (Zen 3) with nvJitLink 13.0, whatever the layer, from
+2,000 to 460,000 instructions and 4 to 64 rows; proportional, since functions are assembled one by one."""
+MOST_SECONDS = 60.0
+"""Of one core: what would take longer to assemble is not tried."""
+MOST_SECONDS_TOGETHER = 240.0
+"""Of all candidates of a layer, on one core."""
+MOST_CANDIDATES = 24
+SIMILAR = 0.02
+"""How much better a candidate must be for each one before it with the same rows, pixels or split, to come next."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``seconds`` to run; ``build_seconds`` to assemble on one core."""
+
+    config: SparseRTConfig
+    seconds: float
+    build_seconds: float
+
+
+def refusal(layer: Layer) -> str | None:
+    """Why the layer is not even looked at for its size, or None."""
+    shape, item = layer.shape, PRECISION_BYTES[layer.precision]
+    if max(shape.c * shape.h * shape.w, shape.k * shape.p * shape.q) * item >= 2**31:
+        return "an image has 2 GiB or more, which its code does not reach"
+    seconds = layer.weights.nnz * ASSEMBLED
+    if seconds > MOST_SECONDS:
+        return f"not tried: {layer.weights.nnz} weights would assemble {seconds:.0f} s, more than {MOST_SECONDS:.0f} s"
+    return None
+
+
+def estimates(layer: Layer, device: Device) -> list[Estimate]:
+    """What to try, the likeliest first, as far as there is time to assemble it."""
+    found = [_estimate(layer, config, device) for config in _menu(layer, device)]
+    found = [one for one in found if one.seconds < math.inf and one.build_seconds <= MOST_SECONDS]
+    seen: Counter[tuple[str, int]] = Counter()
+    order = []
+    for one in sorted(found, key=lambda one: one.seconds):
+        config = one.config
+        kinds = [("rows", config.rows), ("tile", config.tile), ("split", config.split), ("halo", config.halo)]
+        order.append((one.seconds * (1 + SIMILAR * sum(seen[kind] for kind in kinds)), one))
+        seen.update(kinds)
+    chosen: list[Estimate] = []
+    together = 0.0
+    for _, one in sorted(order, key=lambda pair: pair[0]):
+        together += one.build_seconds
+        if chosen and (together > MOST_SECONDS_TOGETHER or len(chosen) == MOST_CANDIDATES):
+            break
+        chosen.append(one)
+    # The next layer may want its input in a border of zeros.
+    writing = next((one for one in chosen if one.config.vector == 1), None)
+    if writing is not None and len(chosen) > 1:
+        gaps = _estimate(layer, replace(writing.config, gaps=True), device)
+        chosen[-1] = replace(gaps, seconds=max(gaps.seconds, chosen[-1].seconds))
+    return sorted(chosen, key=lambda one: one.seconds)
+
+
+# -- the menu -------------------------------------------------------------------------------------------
+ROWS, WARPS, TEAMS = (2, 4, 8, 16, 32, 64), (1, 2, 3, 4, 5, 6, 7, 8, 13, 16), (1, 2, 4, 8)
+FULLEST = 0.6
+"""Of a block's threads, how many have a pixel of their own."""
+FEWEST, MOST = 16, 8000
+"""Nonzeros of a team."""
+UNDER_WAY = 64
+"""Registers that more loads under way are good for."""
+
+
+def _menu(layer: Layer, device: Device) -> Iterator[SparseRTConfig]:
+    """Everything that might be worth trying."""
+    shape, item = layer.shape, PRECISION_BYTES[layer.precision]
+    count, plane = shape.n * shape.p * shape.q, shape.p * shape.q
+    pixels = [(1, 1), (1, 2)]
+    if flat(shape):
+        pixels += [(vector, 1) for vector in (2, 4, 8) if vector * item <= 16 and plane % vector == 0]
+    splits = (1, 2, 4, 8) if generation(device.arch) >= CLUSTERS else (1,)
+    halos = (False, True) if tested(shape, False) and shape.padding != (0, 0) else (False,)
+    deep = shape.c // shape.groups * shape.r * shape.s * layer.weights.density
+    for rows, (vector, pieces), warps in itertools.product(ROWS, pixels, WARPS):
+        tile = 32 * warps * vector * pieces
+        if (warps > 1 and count < FULLEST * tile * math.ceil(count / tile)) or (rows > 2 * shape.k and rows > ROWS[0]):
+            continue
+        for stack, groups, split in itertools.product(TEAMS, TEAMS, splits):
+            nonzeros = rows * deep / (groups * split)
+            # A layer with few nonzeros has one part; so has the first entry of the menu, which fits any layer.
+            few = nonzeros < FEWEST and (rows, groups, split) != (ROWS[0], 1, 1)
+            idle = (stack - 1) * rows >= shape.k or (warps * stack * groups < 2 and count > 64)
+            if few or idle or nonzeros > MOST:
+                continue
+            for halo in halos:
+                registers = _registers(shape, rows * vector * pieces, pieces, halo)
+                try:
+                    config = SparseRTConfig(
+                        rows, vector, pieces, warps, stack, groups, split, halo=halo, registers=registers
+                    )
+                except ValueError:
+                    continue
+                yield from _variants(layer, config, device)
+
+
+def _registers(shape: ConvShape, sums: int, pieces: int, halo: bool) -> int:
+    """Enough for a thread.  With fewer, ptxas moves what vector loads bring to other registers, or spills."""
+    enough = 1.25 * sums + 32
+    if tested(shape, halo):
+        enough = max(enough, sums + 20 + 20 * pieces)
+    return min(math.ceil(enough / 8) * 8, MOST_REGISTERS)
+
+
+def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[SparseRTConfig]:
+    """With more registers where nobody else needs them, and with blocks that walk where there are many tiles."""
+    shape = layer.shape
+    blocks, tiles = config.blocks(shape) * config.split, config.tiles(shape)
+    found = [config]
+    if blocks * tiles <= device.num_sms:
+        found = [replace(config, registers=min(config.registers + UNDER_WAY, config.room))]
+    elif config.split == 1 and config.registers + OTHERS_OF_LOOP <= config.room:
+        looping = replace(config, registers=config.registers + OTHERS_OF_LOOP)
+        walks = sorted({device.num_sms // blocks, device.num_sms * looping.resident // blocks})
+        found += [replace(looping, walk=walk) for walk in walks if 0 < walk < tiles]
+    for one in found:
+        try:
+            check(layer, one)
+        except ValueError:
+            continue
+        if one.shared_bytes <= device.shared_bytes:
+            yield one
+
+
+# -- the model ------------------------------------------------------------------------------------------
+CLOCK = 1.7e9
+LAUNCH, WAVE, GROUPS, SPLIT = 2200.0, 1000.0, 250.0, 900.0
+"""Cycles: of any call; of a wave of blocks (dispatch, one trip to L2 for x, one to the end); of meeting in a block, and
+in a cluster.  Like the rates below guessed from the first generator's times on an H100, not fitted to measurements."""
+FETCH, L2 = 16.0, 24.0
+"""Bytes a cycle of instructions and of x that come to a multiprocessor from L2."""
+ALONE = 2.0
+"""Cycles that a warp takes for an instruction it is the first to meet, when nothing else holds it up."""
+INSTRUCTION_CACHE = 100e3
+"""Bytes that stay from one tile to the next."""
+ALIKE = 0.92
+"""Of the columns that chance would make distinct, what is left by grouping rows that share them."""
+MOVES = 0.4
+"""Instructions that zero registers, for each load that is tested for the border."""
+
+
+def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
+    """A rough model of one multiprocessor, meant to order candidates."""
+    shape, item = layer.shape, PRECISION_BYTES[layer.precision]
+    work = _work(layer, config)
+    warps, blocks = config.threads // 32, config.blocks(shape)
+    walkers = config.walk or config.tiles(shape)
+    turns = config.tiles(shape) / walkers
+    total = blocks * walkers * config.split
+    per_sm = math.ceil(total / max(device.num_sms, 1))
+    resident = min(config.resident, device.shared_bytes // max(config.shared_bytes, 1))
+    waves = math.ceil(per_sm / max(resident, 1))
+    per_turn = math.ceil(turns)
+    issue = per_sm * per_turn * math.ceil(warps / 4) * work.instructions
+    l1 = per_sm * per_turn * warps * work.wavefronts
+    code = 16 * work.instructions * config.teams
+    codes = min(per_sm, blocks * config.split)
+    fetched = codes * code * (1 if code < INSTRUCTION_CACHE else per_turn)
+    x = per_sm * per_turn * work.columns * config.tile * item
+    cycles = (
+        LAUNCH
+        + waves * per_turn**0.5 * WAVE
+        + max(issue, l1, waves * ALONE * work.instructions)
+        + 0.6 * (fetched / FETCH + x / L2)
+    )
+    cycles += waves * per_turn * (SPLIT if config.split > 1 else GROUPS if config.groups > 1 else 0)
+    functions = blocks * config.split * config.teams
+    build = 0.1 + ASSEMBLED * functions * (work.instructions + 20)
+    return Estimate(config, cycles / CLOCK, build)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Of a warp: instructions, and turns of the 128 bytes that L1 gives in a cycle; of a block: distinct columns."""
+
+    instructions: float
+    wavefronts: float
+    columns: float
+
+
+def _work(layer: Layer, config: SparseRTConfig) -> _Work:
+    shape, item, density = layer.shape, PRECISION_BYTES[layer.precision], layer.weights.density
+    rows = shape.k / (config.blocks(shape) * config.stack)
+    deep = shape.c // shape.groups * shape.r * shape.s / config.parts
+    loads = deep * (1 - (1 - density) ** rows) * ALIKE
+    nonzeros = rows * deep * density
+    span = 32 * config.vector * item * shape.stride[1] / 128
+    each = max(1.0, span) + (0.9 if shape.h * shape.w * item % 128 or not flat(shape) else 0.0)
+    own, sent = rows / config.parts, rows * (1 - 1 / config.parts)
+    pieces, columns = config.pieces * -(-config.vector // 4), config.columns
+    instructions = nonzeros * columns + loads * config.pieces + own * (pieces + 2.5 * columns) + 15
+    if config.gaps:
+        instructions += 3 * own * pieces
+    if config.terms:
+        instructions += nonzeros * columns * (2 / config.terms - 0.5)
+    elif item != FLOAT:
+        instructions += loads * columns
+    if tested(shape, config.halo):
+        instructions += MOVES * loads * config.pieces + 12
+    if config.parts > 1:
+        # Synchronizing costs a function what it knew to be common to the threads of a warp, too.
+        instructions += (45 if config.split > 1 else 30) + sent * pieces * (4 if config.split > 1 else 2)
+        instructions += sent * columns
+    if layer.epilogue.residual != "none":
+        instructions += own * (pieces + columns)
+    wavefronts = loads * config.pieces * each + 2 * sent * columns + own * columns
+    union = deep * config.groups * (1 - (1 - density) ** (rows * config.stack))
+    return _Work(instructions, wavefronts, union)

@@ -1,0 +1,438 @@
+"""The code of one team: its pixels, its products, the exchange of sums, the end of the layer.
+
+In which order loads and multiply-adds stand in the text makes no difference (tried with 1 to 16 loads ahead): ptxas
+begins with as many loads as registers allow and keeps them coming between the multiply-adds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from zeroskip.core.layer import PRECISION_BYTES
+from zeroskip.methods.sparsert.config import BARRIER, FLOAT, SparseRTPacked, beyond, flat
+from zeroskip.methods.sparsert.ptx import BITS, Body, Kind, half_pair, operand, single, width
+
+POINTERS = ("x", "y", "residual")
+STRIDES = ("x_image", "y_image", "y_channel", "y_row", "r_image")
+MOST_NONZEROS = 2000
+"""Between two branches: ptxas schedules what lies between, in time and registers that grow with its length."""
+MOST_RING = 32
+
+
+@dataclass(frozen=True)
+class Team:
+    """What one function computes: one part of a row group, whose row numbers and biases are listed by place.
+
+    ``nonzeros``: columns in ascending order, with place and value of each of their nonzeros.  ``given`` bool ``[parts,
+    places]``: which parts of the group have nonzeros in which row.
+    """
+
+    index: int
+    part: int
+    rows: Sequence[int]
+    biases: Sequence[float]
+    nonzeros: Sequence[tuple[int, Sequence[tuple[int, float]]]]
+    given: npt.NDArray[np.bool_]
+
+    def owner(self, place: int) -> int:
+        """The part that finishes a row."""
+        return place * len(self.given) // len(self.rows)
+
+    def owned(self, part: int) -> list[int]:
+        """The places that a part finishes."""
+        return [place for place in range(len(self.rows)) if self.owner(place) == part]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """``vector`` neighbouring pixels of a thread, as registers: their address in x at tap (0, 0) of channel 0, where
+    they lie in the output (``row`` and ``column`` are empty where nothing needs them), and the row and column of x that
+    tap (0, 0) meets (empty where taps meet nothing but the image)."""
+
+    x: str
+    image: str
+    pixel: str
+    row: str
+    column: str
+    top: str
+    left: str
+
+
+@dataclass
+class _Ring:
+    """Registers that the loads of one tap take in turns: zeros, which the loads leave alone in threads whose pixel lies
+    beyond the border.  By piece; empty where no tap of the thread can."""
+
+    tests: list[str] = field(default_factory=list)
+    zeros: list[list[str]] = field(default_factory=list)
+    turn: int = 0
+
+
+def parameters(packed: SparseRTPacked) -> list[tuple[Kind, str]]:
+    """Kind and name of what functions are told, in the order of the kernel's arguments."""
+    shape = packed.layer.shape
+    absent = {"x_image", "y_image", "r_image"} if shape.n == 1 else set[str]()
+    if not packed.config.gaps:
+        absent |= {"y_channel", "y_row"}
+    if packed.layer.epilogue.residual == "none":
+        absent |= {"residual", "r_image"}
+    kinds: list[tuple[Kind, str]] = [("d", name) for name in POINTERS]
+    kinds += [("r", name) for name in STRIDES]
+    return [(kind, name) for kind, name in kinds if name not in absent]
+
+
+def function(packed: SparseRTPacked, team: Team, hopper: bool) -> str:
+    """PTX of the function ``code_<index>``, which does not return.  ``hopper``: sm_90 or later."""
+    declared = ", ".join(f".param {BITS[kind]} {name}" for kind, name in parameters(packed))
+    body = _Code(packed, team, hopper).written()
+    return "\n".join([f".func code_{team.index}({declared})", ".noreturn", "{", body, "}"])
+
+
+class _Code:
+    """One function on its way to text."""
+
+    def __init__(self, packed: SparseRTPacked, team: Team, hopper: bool) -> None:
+        self.team, self.hopper, self.body = team, hopper, Body()
+        self.layer, self.config, self.shape = packed.layer, packed.config, packed.layer.shape
+        self.item = PRECISION_BYTES[self.layer.precision]
+        rows, columns = self.shape.padding if self.config.halo else (0, 0)
+        self.x_row = self.shape.w + 2 * columns
+        self.x_channel = (self.shape.h + 2 * rows) * self.x_row
+        self.known = {
+            name: self.body.to(kind, f"ld.param{BITS[kind]}", f"[{name}]") for kind, name in parameters(packed)
+        }
+        for name in POINTERS:
+            if name in self.known:
+                self.known[name] = self.body.to("d", "cvta.to.global.u64", self.known[name])
+        self.sums: dict[int, list[str]] = {}
+        """By place: the registers of its row's sums, one for each pixel of the thread."""
+        self.chains: dict[int, tuple[int, list[str]]] = {}
+        """By place: how many products are in the sums of pairs of float16, and their registers."""
+
+    def written(self) -> str:
+        config, body, team = self.config, self.body, self.team
+        self.lane = body.to("r", "mov.u32", "%tid.x")
+        if seat := team.index % config.teams:
+            self.lane = body.to("r", "sub.u32", f"{self.lane}, {seat * config.lanes}")
+        self.tile = body.to("r", "mov.u32", "%ctaid.x")
+        if self.hopper and config.walk:
+            body.put("griddepcontrol.wait")
+        if config.walk:
+            body.label("NEXT")
+        self.pieces = [self._piece(index) for index in range(config.pieces)]
+        if self.hopper and not config.walk:
+            body.put("griddepcontrol.wait")
+        own = team.owned(team.part)
+        if self.layer.epilogue.residual == "before":
+            self.sums |= {place: self._residual(team.rows[place]) for place in own}
+        self._multiply()
+        if config.parts > 1:
+            self._exchange(own)
+        for place in own:
+            self._finish(place)
+        if config.walk:
+            if config.parts > 1:
+                body.put("bar.sync 0")  # what came is read before more comes
+            body.put(f"add.u32 {self.tile}, {self.tile}, {config.walk}")
+            more = body.to("p", "setp.lt.u32", f"{self.tile}, {config.tiles(self.shape)}")
+            body.put(f"@{more} bra NEXT")
+        body.label("END")
+        body.put("exit")
+        return body.text()
+
+    # -- pixels -----------------------------------------------------------------------------------------
+    def _piece(self, index: int) -> _Piece:
+        config, shape, body = self.config, self.shape, self.body
+        count, first = shape.n * shape.p * shape.q, self.lane
+        if config.vector > 1:
+            first = body.to("r", "mul.lo.u32", f"{first}, {config.vector}")
+        number = body.to("r", "mad.lo.u32", f"{self.tile}, {config.tile}, {first}")
+        if index:
+            number = body.to("r", "add.u32", f"{number}, {index * config.lanes * config.vector}")
+        if count % config.tile:
+            # Threads behind the last pixel compute the last one too, and store the same bits.  With a test before the
+            # store ptxas would not take a warp's threads for one any more and would fetch what is common to them anew
+            # for every few loads: a tenth more instructions.
+            number = body.to("r", "min.u32", f"{number}, {count - config.vector}")
+        image, pixel = ("", number) if shape.n == 1 else body.divided(number, shape.p * shape.q)
+        row, column = "", pixel
+        if shape.p > 1 and (config.gaps or not flat(shape)):
+            row, column = body.divided(pixel, shape.q)
+        top, left, offset = "", "", pixel
+        if not flat(shape):
+            up = -shape.padding[0]
+            top = body.to("r", "mad.lo.s32", f"{row}, {shape.stride[0]}, {up}") if row else ""
+            top = top or body.to("r", "mov.u32", f"{up}")
+            left = body.to("r", "mad.lo.s32", f"{column}, {shape.stride[1]}, {-shape.padding[1]}")
+            offset = body.to("r", "mad.lo.s32", f"{top}, {self.x_row}, {left}")
+        x = body.to("d", "mad.wide.s32", f"{offset}, {self.item}, {self.known['x']}")
+        if image:
+            x = body.to("d", "mad.wide.s32", f"{image}, {self.known['x_image']}, {x}")
+        return _Piece(x, image, pixel, row, column, top, left)
+
+    def _output(self, piece: _Piece, tensor: str, row: int) -> str:
+        """The address of a piece in a row of y or of the residual."""
+        body, known, name = self.body, self.known, tensor[0]
+        gaps = self.config.gaps and name == "y"
+        if (place := f"{tensor} of {piece.x}") not in known:
+            at = piece.column if gaps else piece.pixel
+            base = body.to("d", "mad.wide.s32", f"{at}, {self.item}, {known[tensor]}")
+            if gaps and piece.row:
+                base = body.to("d", "mad.wide.s32", f"{piece.row}, {known['y_row']}, {base}")
+            if piece.image:
+                base = body.to("d", "mad.wide.s32", f"{piece.image}, {known[f'{name}_image']}, {base}")
+            known[place] = base
+        if gaps:
+            address = body.to("d", "mad.wide.s32", f"{known['y_channel']}, {row}, {known[place]}")
+            return f"[{address}]"
+        return f"[{known[place]}+{row * self.shape.p * self.shape.q * self.item}]"
+
+    # -- products ---------------------------------------------------------------------------------------
+    def _multiply(self) -> None:
+        """Add x times weight to the sums, for every nonzero."""
+        body, channels, nonzeros = self.body, self.shape.c, self.team.nonzeros
+        never, count, tap, ring = "", 0, -1, _Ring()
+        for index, (column, entries) in enumerate(nonzeros):
+            if column // channels != tap:
+                tap = column // channels
+                ahead = nonzeros[index : index + MOST_RING]
+                ring = self._ring(tap, sum(other // channels == tap for other, _ in ahead))
+            if count + len(entries) > MOST_NONZEROS:
+                # Of a grid without blocks, which ptxas cannot know that there is none of.
+                never = never or body.to("p", "setp.eq.u32", f"{body.to('r', 'mov.u32', '%nctaid.x')}, 0")
+                body.put(f"@{never} bra END")
+                count = 0
+            count += len(entries)
+            words = [word for at, piece in enumerate(self.pieces) for word in self._x(piece, column, ring, at)]
+            ring.turn += 1
+            if self.config.terms:
+                for place, weight in entries:
+                    self._chain(place, weight, words)
+                continue
+            elements = [element for word in words for element in self._single(word)]
+            for place, weight in entries:
+                self._add(place, weight, elements)
+        for place in list(self.chains):
+            self._end_chain(place)
+
+    def _add(self, place: int, weight: float, elements: Sequence[str]) -> None:
+        if place not in self.sums:
+            self.sums[place] = [self.body.to("f", "mul.rn.f32", f"{x}, {single(weight)}") for x in elements]
+            return
+        for total, x in zip(self.sums[place], elements, strict=True):
+            self.body.put(f"fma.rn.f32 {total}, {x}, {single(weight)}, {total}")
+
+    def _chain(self, place: int, weight: float, words: Sequence[str]) -> None:
+        """``_add`` in float16, whose sums go to float32 after so many terms."""
+        body, factor = self.body, self.body.to("r", "mov.b32", half_pair(weight))
+        length, totals = self.chains.get(place, (0, []))
+        if not length:
+            totals = [body.to("r", "mul.rn.f16x2", f"{word}, {factor}") for word in words]
+        else:
+            for total, word in zip(totals, words, strict=True):
+                body.put(f"fma.rn.f16x2 {total}, {word}, {factor}, {total}")
+        self.chains[place] = (length + 1, totals)
+        if length + 1 == self.config.terms:
+            self._end_chain(place)
+
+    def _end_chain(self, place: int) -> None:
+        _, totals = self.chains.pop(place)
+        parts = [element for word in totals for element in self._single(word)]
+        self.sums[place] = self._plus(self.sums[place], parts) if place in self.sums else parts
+
+    def _plus(self, totals: Sequence[str], more: Sequence[str]) -> list[str]:
+        return [self.body.to("f", "add.rn.f32", f"{a}, {b}") for a, b in zip(totals, more, strict=True)]
+
+    # -- x ----------------------------------------------------------------------------------------------
+    def _tap(self, tap: int) -> tuple[int, int]:
+        """Rows and columns of x from what tap (0, 0) meets."""
+        down, right = divmod(tap, self.shape.s)
+        return down * self.shape.dilation[0], right * self.shape.dilation[1]
+
+    def _ring(self, tap: int, loads: int) -> _Ring:
+        """For a tap with at least so many loads."""
+        config, shape, body = self.config, self.shape, self.body
+        by, sizes, outside = self._tap(tap), (shape.h, shape.w), beyond(shape, *self._tap(tap))
+        if config.halo or not any(outside):
+            return _Ring()
+        ring = _Ring()
+        kind: Kind = "f" if self.item == FLOAT else "h"
+        zero, nothing = ("mov.f32", single(0.0)) if self.item == FLOAT else ("mov.b16", "0")
+        for piece in self.pieces:
+            tests = []
+            for start, step, size, needed in zip((piece.top, piece.left), by, sizes, outside, strict=True):
+                if needed:
+                    at = body.to("r", "add.s32", f"{start}, {step}") if step else start
+                    tests.append(body.to("p", "setp.lt.u32", f"{at}, {size}"))
+            ring.tests.append(tests[0] if len(tests) == 1 else body.to("p", "and.pred", ", ".join(tests)))
+            ring.zeros.append([body.to(kind, zero, nothing) for _ in range(min(loads, config.ring))])
+        return ring
+
+    def _x(self, piece: _Piece, column: int, ring: _Ring, at: int) -> list[str]:
+        """x of a column, as it lies in memory."""
+        tap, channel = divmod(column, self.shape.c)
+        down, right = self._tap(tap)
+        where = f"[{piece.x}+{self.item * (channel * self.x_channel + down * self.x_row + right)}]"
+        if not ring.tests:
+            return self._load(where)
+        target = ring.zeros[at][ring.turn % len(ring.zeros[at])]
+        kind = "f32" if self.item == FLOAT else "b16"
+        self.body.put(f"@{ring.tests[at]} ld.global.{kind} {target}, {where}")
+        return [target]
+
+    def _load(self, where: str) -> list[str]:
+        """``vector`` neighbouring elements: one register for each, but for pairs of 16 bits."""
+        body, count = self.body, self.config.vector
+        if self.item == FLOAT:
+            words, kind = [body.new("f") for _ in range(count)], "f32"
+        elif count == 1:
+            words, kind = [body.new("h")], "b16"
+        else:
+            words, kind = [body.new("r") for _ in range(count // 2)], "b32"
+        body.put(f"ld.global{width(len(words))}.{kind} {operand(words)}, {where}")
+        return words
+
+    def _single(self, word: str) -> list[str]:
+        """The elements of a register that ``_load`` gave, in float32."""
+        body, precision = self.body, self.layer.precision
+        if self.item == FLOAT:
+            return [word]
+        if precision == "fp16":
+            halves = [word]
+            if not word.startswith("%h"):
+                halves = [body.new("h"), body.new("h")]
+                body.put(f"mov.b32 {{{halves[0]}, {halves[1]}}}, {word}")
+            return [body.to("f", "cvt.f32.f16", half) for half in halves]
+        # A bfloat16 is the upper half of a float32.
+        if word.startswith("%h"):
+            upper = [body.to("r", "shl.b32", f"{body.to('r', 'cvt.u32.u16', word)}, 16")]
+        else:
+            upper = [body.to("r", "shl.b32", f"{word}, 16"), body.to("r", "and.b32", f"{word}, 0xFFFF0000")]
+        return [body.to("f", "mov.b32", bits) for bits in upper]
+
+    # -- sums -------------------------------------------------------------------------------------------
+    def _exchange(self, own: Sequence[int]) -> None:
+        """Bring the sums of every row to the team that finishes it."""
+        config, body = self.config, self.body
+        base = body.to("r", "mov.u32", "sums")
+        lane = body.to("r", "mad.lo.u32", f"{self.lane}, {min(config.vector, 4) * FLOAT}, {base}")
+        if config.split == 1:
+            for place in self._foreign():
+                for registers, offset in self._slots(place, self.team.part, self.sums[place]):
+                    body.put(f"st.shared{width(len(registers))}.f32 [{lane}+{offset}], {operand(registers)}")
+            body.put("bar.sync 0")
+        else:
+            self._send(base, lane)
+            self._await(base, own)
+        for place in own:
+            self._collect(place, lane)
+
+    def _foreign(self) -> list[int]:
+        """Places whose sums another team finishes."""
+        places = range(len(self.team.rows))
+        return [place for place in places if self.team.owner(place) != self.team.part and place in self.sums]
+
+    def _send(self, base: str, lane: str) -> None:
+        config, body = self.config, self.body
+        there: dict[int, tuple[str, str]] = {}
+        for place in self._foreign():
+            owner = self.team.owner(place)
+            rank = owner // config.groups
+            if rank not in there:
+                mapped = [body.to("r", "mapa.shared::cluster.u32", f"{address}, {rank}") for address in (lane, base)]
+                there[rank] = (mapped[0], mapped[1])
+            to, barriers = there[rank]
+            for registers, offset in self._slots(place, self.team.part, self.sums[place]):
+                body.put(
+                    f"st.async.shared::cluster.mbarrier::complete_tx::bytes{width(len(registers))}.f32 "
+                    f"[{to}+{offset}], {operand(registers)}, [{barriers}+{BARRIER * self._seat(owner)}]"
+                )
+
+    def _await(self, base: str, own: Sequence[int]) -> None:
+        """Until everything has come for the rows that this team finishes."""
+        config, body, team = self.config, self.body, self.team
+        coming = sum(int(team.given[:, place].sum()) - int(team.given[team.part, place]) for place in own)
+        if not coming:
+            return
+        barrier = f"[{base}+{BARRIER * self._seat(team.part)}]"
+        first = body.to("p", "setp.eq.u32", f"{self.lane}, 0")
+        expected = coming * config.tile * FLOAT
+        body.put(f"@{first} mbarrier.arrive.expect_tx.shared::cta.b64 _, {barrier}, {expected}")
+        body.label("COMING")
+        here = body.to("p", "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64", f"{barrier}, 0")
+        body.put(f"@{here} bra HERE")
+        body.put("bra COMING")
+        body.label("HERE")
+
+    def _seat(self, part: int) -> int:
+        """The number within its block of the team that computes a part of this row group."""
+        stacked = self.team.index % self.config.teams // self.config.groups
+        return stacked * self.config.groups + part % self.config.groups
+
+    def _slots(self, place: int, source: int, registers: Sequence[str]) -> Iterator[tuple[Sequence[str], int]]:
+        """Which ``registers`` of a part go where in the shared memory of the owner's block, in bytes from a lane's
+        own."""
+        config, owner = self.config, self.team.owner(place)
+        row, slot = place - self.team.owned(owner)[0], source - (source > owner)
+        line = (self._seat(owner) * config.chunk + row) * (config.parts - 1) + slot
+        offset, wide = config.barrier_bytes + line * config.tile * FLOAT, min(config.vector, 4)
+        for at in range(0, len(registers), wide):
+            # A run of `wide` sums of every lane, then the next.
+            yield registers[at : at + wide], offset + at * config.lanes * FLOAT
+
+    def _collect(self, place: int, lane: str) -> None:
+        body, config, team = self.body, self.config, self.team
+        for source in range(config.parts):
+            if source == team.part or not team.given[source, place]:
+                continue
+            part = [body.new("f") for _ in range(config.columns)]
+            for registers, offset in self._slots(place, source, part):
+                body.put(f"ld.shared{width(len(registers))}.f32 {operand(registers)}, [{lane}+{offset}]")
+            self.sums[place] = self._plus(self.sums[place], part) if place in self.sums else part
+
+    # -- the end of the layer ---------------------------------------------------------------------------
+    def _residual(self, row: int) -> list[str]:
+        """In float32."""
+        words = [word for piece in self.pieces for word in self._load(self._output(piece, "residual", row))]
+        return [element for word in words for element in self._single(word)]
+
+    def _finish(self, place: int) -> None:
+        body, config, epilogue = self.body, self.config, self.layer.epilogue
+        row, bias = self.team.rows[place], self.team.biases[place]
+        if place in self.sums:
+            values = self.sums[place]
+            if bias != 0:
+                values = [body.to("f", "add.rn.f32", f"{value}, {single(bias)}") for value in values]
+            if epilogue.activation != "none":
+                values = [body.to("f", "max.NaN.f32", f"{value}, {single(0.0)}") for value in values]
+            if epilogue.activation == "relu6":
+                values = [body.to("f", "min.NaN.f32", f"{value}, {single(6.0)}") for value in values]
+        else:
+            known = single(_activated(bias, epilogue.activation))
+            values = [body.to("f", "mov.f32", known) for _ in range(config.columns)]
+        if epilogue.residual == "after":
+            values = self._plus(values, self._residual(row))
+        for index, piece in enumerate(self.pieces):
+            self._store(piece, row, values[index * config.vector : (index + 1) * config.vector])
+
+    def _store(self, piece: _Piece, row: int, values: Sequence[str]) -> None:
+        body, short = self.body, {"fp16": "f16", "bf16": "bf16"}.get(self.layer.precision)
+        kind = "f32"
+        if short and len(values) == 1:
+            values, kind = [body.to("h", f"cvt.rn.{short}.f32", values[0])], "b16"
+        elif short:
+            pairs = zip(values[::2], values[1::2], strict=True)
+            values, kind = [body.to("r", f"cvt.rn.{short}x2.f32", f"{high}, {low}") for low, high in pairs], "b32"
+        body.put(f"st.global{width(len(values))}.{kind} {self._output(piece, 'y', row)}, {operand(values)}")
+
+
+def _activated(value: float, activation: str) -> float:
+    """Of a row without nonzeros."""
+    if activation == "none" or math.isnan(value):
+        return value
+    return min(max(value, 0.0), 6.0 if activation == "relu6" else math.inf)

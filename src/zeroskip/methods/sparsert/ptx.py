@@ -1,0 +1,85 @@
+"""Writing PTX: lines, fresh registers, and the few idioms that take more than one instruction."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["p", "h", "r", "d", "f"]
+BITS: dict[Kind, str] = {"p": ".pred", "h": ".b16", "r": ".b32", "d": ".b64", "f": ".f32"}
+"""Types of registers by the letter that their names begin with."""
+
+
+def single(value: float) -> str:
+    """``value`` rounded to float32 as PTX writes it."""
+    return f"0f{struct.unpack('<I', struct.pack('<f', value))[0]:08X}"
+
+
+def half_pair(value: float) -> str:
+    """The float16 ``value`` twice."""
+    bits = struct.unpack("<H", struct.pack("<e", value))[0]
+    return f"0x{bits:04X}{bits:04X}"
+
+
+def operand(registers: Sequence[str]) -> str:
+    """Of an instruction that takes so many at once."""
+    return registers[0] if len(registers) == 1 else "{" + ", ".join(registers) + "}"
+
+
+def width(count: int) -> str:
+    """The suffix of such an instruction."""
+    return "" if count == 1 else f".v{count}"
+
+
+@dataclass
+class Body:
+    """The body of a function: registers and instructions, in the order they are asked for."""
+
+    lines: list[str] = field(default_factory=list)
+    _used: Counter[Kind] = field(default_factory=Counter)
+
+    def new(self, kind: Kind) -> str:
+        """A register that nothing has been written to: predicate, 16, 32 or 64 bits, or float32."""
+        self._used[kind] += 1
+        return f"%{kind}{self._used[kind] - 1}"
+
+    def put(self, instruction: str) -> None:
+        self.lines.append(f"\t{instruction};")
+
+    def to(self, kind: Kind, instruction: str, operands: str) -> str:
+        """``instruction`` into a new register."""
+        target = self.new(kind)
+        self.put(f"{instruction} {target}, {operands}")
+        return target
+
+    def label(self, name: str) -> None:
+        self.lines.append(f"{name}:")
+
+    def text(self) -> str:
+        """With the declarations of the registers in front."""
+        declared = [f"\t.reg {BITS[kind]} %{kind}<{self._used[kind]}>;" for kind in BITS if self._used[kind]]
+        return "\n".join([*declared, *self.lines])
+
+    def quotient(self, numerator: str, divisor: int) -> str:
+        """Of an integer below 2**31.
+
+        ``n // d = floor(n * m / 2**s)`` with ``m = ceil(2**s / d)`` and ``2**(s - 31) >= d``.
+
+        Source: T. Granlund and P. Montgomery, Division by invariant integers using multiplication, PLDI 1994.
+        """
+        if divisor == 1:
+            return numerator
+        shift = 31 + (divisor - 1).bit_length()
+        high = self.to("r", "mul.hi.u32", f"{numerator}, {-(-(2**shift) // divisor)}")
+        return high if shift == 32 else self.to("r", "shr.u32", f"{high}, {shift - 32}")
+
+    def divided(self, numerator: str, divisor: int) -> tuple[str, str]:
+        """Quotient and remainder."""
+        if divisor == 1:
+            return numerator, self.to("r", "mov.u32", "0")
+        quotient = self.quotient(numerator, divisor)
+        product = self.to("r", "mul.lo.u32", f"{quotient}, {divisor}")
+        return quotient, self.to("r", "sub.u32", f"{numerator}, {product}")

@@ -1,0 +1,567 @@
+"""Runs PTX on the CPU with NumPy: the instructions that methods/sparsert writes, for all threads at once.
+
+Threads that took the same way so far go on together as one ``_Group`` whose registers are arrays.  What a GPU leaves
+undefined is refused: reading a register that was never written, memory outside of the tensors handed over or not
+aligned, shared memory that nobody wrote or that another thread touches between the same two barriers, a barrier that
+not all threads reach, a ``.uni`` or ``.aligned`` instruction that a warp reaches in part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+_KINDS = {".pred": np.bool_, ".b16": np.uint16, ".b32": np.uint32, ".b64": np.uint64, ".f32": np.float32}
+_SHARED_WINDOW = 1 << 24
+"""Shared addresses of another block of the cluster begin at (rank + 1) times this."""
+
+
+class Fault(Exception):
+    """The program did what it must not."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory at ``address``: bytes, of which only some may be read or written."""
+
+    address: int
+    memory: npt.NDArray[np.uint8]
+    readable: npt.NDArray[np.bool_]
+    writable: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    line: int
+    guard: str
+    name: str
+    operands: tuple[Any, ...]
+    """Registers and labels as text, numbers, ``(register, offset)`` for addresses, tuples for vectors."""
+
+
+@dataclass
+class Function:
+    name: str
+    parameters: list[str] = field(default_factory=list)
+    kinds: dict[str, Any] = field(default_factory=dict)
+    """Types of registers by their prefix."""
+    code: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, list[str]] = field(default_factory=dict)
+    directives: dict[str, int] = field(default_factory=dict)
+
+
+_SKIPPED = (".version", ".target", ".address_size", ".extern")
+_INSTRUCTION = re.compile(r"(?:@(%\w+) )?([\w.:]+)(?: (.*))?;")
+_OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,\s]+")
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+def _operand(text: str) -> Any:
+    if text[0] == "%":
+        return text
+    if text.startswith("["):
+        base, plus, offset = text[1:-1].partition("+")
+        return (base, int(offset) if plus else 0)
+    if text.startswith("{"):
+        return tuple(part.strip() for part in text[1:-1].split(","))
+    if text.startswith("0f"):
+        return np.array(int(text[2:], 16), np.uint32).view(np.float32)[()]
+    return int(text, 0) if re.fullmatch(r"-?(0x[0-9A-F]+|\d+)", text) else text
+
+
+def parse(text: str) -> dict[str, Function]:
+    """The functions of a module by name; the entry is among them."""
+    functions: dict[str, Function] = {}
+    current: Function | None = None
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line in "{}" or line.startswith(_SKIPPED):
+            continue
+        if current is not None and (table := re.match(r"(\w+): \.branchtargets (.*);$", line)):
+            current.tables[table[1]] = table[2].split(", ")
+            continue
+        if current is not None and line[0] != "." and (found := _INSTRUCTION.fullmatch(line)):
+            operands = tuple(_operand(part) for part in _OPERAND.findall(found[3] or "") if part[0] != "(")
+            current.code.append(Instruction(number, found[1] or "", found[2], operands))
+            continue
+        if header := re.match(r"(?:\.visible )?\.(func|entry) (\w+)\((.*)\)$", line):
+            current = functions[header[2]] = Function(header[2], re.findall(r"\.param \.\w+ (\w+)", header[3]))
+            continue
+        if current is None:
+            raise Fault(f"line {number} is outside of functions: {line}")
+        if declared := re.match(r"\.reg (\.\w+) (%[a-z]+)<\d+>;$", line):
+            current.kinds[declared[2]] = _KINDS[declared[1]]
+        elif directive := re.match(r"\.(reqntid|maxnreg|noreturn|explicitcluster)(?: (\d+))?$", line):
+            current.directives[directive[1]] = int(directive[2] or 1)
+        elif line.endswith(":"):
+            current.labels[line[:-1]] = len(current.code)
+        elif not line.startswith(".param"):
+            raise Fault(f"line {number} is not understood: {line}")
+    return functions
+
+
+# -- running ------------------------------------------------------------------------------------------------------
+@dataclass
+class _Group:
+    """Threads (their numbers over the whole grid) at one place of one function."""
+
+    threads: npt.NDArray[np.int64]
+    function: Function
+    parameters: dict[str, Array | int]
+    registers: dict[str, Array] = field(default_factory=dict)
+    passed: list[Array] = field(default_factory=list)
+    at: int = 0
+
+    def part(self, chosen: npt.NDArray[np.bool_]) -> _Group:
+        registers = {name: values[chosen] for name, values in self.registers.items()}
+        parameters = {
+            name: value[chosen] if isinstance(value, np.ndarray) else value for name, value in self.parameters.items()
+        }
+        return _Group(self.threads[chosen], self.function, parameters, registers, list(self.passed), self.at)
+
+
+class Machine:
+    """One launch of a kernel."""
+
+    def __init__(
+        self,
+        text: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[int],
+        buffers: Sequence[Buffer],
+        shared_bytes: int = 0,
+        cluster: int = 1,
+    ) -> None:
+        """``cluster``: blocks that follow each other in z, all of the grid's."""
+        functions = parse(text)
+        self.functions = functions
+        (entry,) = [one for one in functions.values() if "reqntid" in one.directives]
+        clustered = "explicitcluster" in entry.directives
+        if entry.directives["reqntid"] != block[0] or clustered != (cluster > 1) or cluster not in (1, grid[2]):
+            raise Fault(f"blocks of {block} threads and clusters of {cluster} are not what the kernel is written for")
+        self.grid, self.block, self.cluster = grid, block, cluster
+        self.buffers = buffers
+        blocks = grid[0] * grid[1] * grid[2]
+        self.shared = np.zeros((blocks, shared_bytes // 4), np.uint32)
+        # Of every word: epoch and thread of the last store, and of the last load.
+        self.stored = np.full((2, blocks, shared_bytes // 4), -1, np.int64)
+        self.loaded = np.full((2, blocks, shared_bytes // 4), -1, np.int64)
+        self.epoch = np.zeros(blocks, np.int64)
+        threads = np.arange(blocks * block[0])
+        # Of every word that is a barrier: arrivals and bytes that it waits for.  Of every other: the barrier that says
+        # when it is there.  Of every thread: the barrier that it has waited for.
+        self.pending = np.full((blocks, shared_bytes // 4), -1, np.int64)
+        self.bytes = np.zeros((blocks, shared_bytes // 4), np.int64)
+        self.guard = np.full((blocks, shared_bytes // 4), -1, np.int64)
+        self.seen = np.full(len(threads), -1, np.int64)
+        self.arrived, self.waited = np.zeros(len(threads), np.int64), np.zeros(len(threads), np.int64)
+        self.exited = np.zeros(len(threads), np.bool_)
+        self.ready = [_Group(threads, entry, dict(zip(entry.parameters, arguments, strict=True)))]
+        self.parked: list[tuple[str, _Group]] = []
+        self.steps = 0
+
+    def run(self) -> None:
+        """To the end of every thread.
+
+        Raises:
+            Fault: with the line of the text.
+        """
+        with np.errstate(all="ignore"):
+            while self.ready or self.parked:
+                while self.ready:
+                    self._advance(self.ready.pop())
+                self._release()
+
+    def _advance(self, group: _Group) -> None:
+        while True:
+            if group.at >= len(group.function.code):
+                raise Fault(f"{group.function.name} ends without an exit")
+            instruction = group.function.code[group.at]
+            group.at += 1
+            self.steps += 1
+            try:
+                if not self._step(group, instruction):
+                    return
+            except Fault as fault:
+                raise Fault(f"line {instruction.line}, {instruction.name}: {fault}") from None
+
+    def _release(self) -> None:
+        """Let all go on that wait at a barrier, if all are there."""
+        if counting := [group for kind, group in self.parked if kind == "count"]:
+            for group in counting:
+                block, word = group.threads // self.block[0], self.seen[group.threads]
+                if (self.pending[block, word] != 0).any() or (self.bytes[block, word] != 0).any():
+                    raise Fault("a barrier waits for arrivals or bytes that never come")
+            self.ready = counting
+            self.parked = [(kind, group) for kind, group in self.parked if kind != "count"]
+            return
+        kinds = {kind for kind, _ in self.parked}
+        waiting = np.zeros(len(self.exited), np.bool_)
+        for _, group in self.parked:
+            waiting[group.threads] = True
+        per_block = self.block[0]
+        blocks = waiting.reshape(-1, per_block)
+        if "cluster" in kinds:
+            # Blocks of a cluster follow each other in z, the slowest dimension.
+            blocks = blocks.reshape(self.cluster, -1, per_block).swapaxes(0, 1).reshape(-1, self.cluster * per_block)
+            arrived = self.arrived.reshape(self.cluster, -1, per_block)
+            if (arrived.max(axis=(0, 2)) != arrived.min(axis=(0, 2))).any():
+                raise Fault("a cluster's barrier waits for threads that never arrive")
+        if len(kinds) > 1 or (blocks.any(1) & ~blocks.all(1)).any():
+            raise Fault(f"not all threads of a block reach the barrier: {sorted(kinds)}")
+        self.epoch += 1
+        self.ready, self.parked = [group for _, group in self.parked], []
+
+    # -- one instruction --------------------------------------------------------------------------------------
+    def _step(self, group: _Group, instruction: Instruction) -> bool:
+        """Whether the group goes on."""
+        name, operands = instruction.name, instruction.operands
+        guard = self._read(group, instruction.guard) if instruction.guard else None
+        if name == "bra":
+            return self._branch(group, guard, operands[0])
+        if name == "brx.idx.uni":
+            return self._indexed(group, self._read(group, operands[0]), group.function.tables[operands[1]])
+        if name.startswith("mbarrier"):
+            return self._barrier(group, name, operands, guard)
+        if guard is not None and not name.startswith("ld.global"):
+            raise Fault("only branches, barriers and loads are guarded here")
+        if name == "exit":
+            self.exited[group.threads] = True
+            return False
+        if name == "call.uni":
+            self._whole_warps(group)
+            function = self.functions[operands[0]]
+            if "noreturn" not in function.directives:
+                raise Fault(f"{function.name} returns")
+            parameters: dict[str, Array | int] = dict(zip(function.parameters, group.passed, strict=True))
+            self.ready.append(_Group(group.threads, function, parameters))
+            return False
+        if name in ("bar.sync", "barrier.cluster.wait.aligned"):
+            self._whole_warps(group)
+            self.waited[group.threads] += name != "bar.sync"
+            if (self.arrived < self.waited)[group.threads].any():
+                raise Fault("waits for a cluster without having arrived")
+            self.parked.append(("block" if name == "bar.sync" else "cluster", group))
+            return False
+        if name in ("barrier.cluster.arrive.aligned", "barrier.cluster.arrive.relaxed.aligned"):
+            self._whole_warps(group)
+            if (self.arrived > self.waited)[group.threads].any():
+                raise Fault("arrives twice")
+            self.arrived[group.threads] += 1
+            return True
+        if name in ("griddepcontrol.wait", "griddepcontrol.launch_dependents", "fence.mbarrier_init.release.cluster"):
+            return True
+        if name.startswith("ld.param"):
+            value = group.parameters[operands[1][0]]
+            self._write(group, operands[0], np.broadcast_to(np.asarray(value), len(group.threads)))
+        elif name.startswith("st.param"):
+            at = int(operands[0][0][1:])
+            if at == 0:
+                group.passed = []
+            group.passed.append(self._read(group, operands[1]))
+        elif name.startswith("ld.global"):
+            self._load_global(group, name, operands, guard)
+        elif name.startswith("st.global"):
+            self._store_global(group, name, operands)
+        elif name.startswith("ld.shared"):
+            self._shared(group, name, operands[1], operands[0], load=True)
+        elif name.startswith("st.shared"):
+            self._shared(group, name, operands[0], operands[1], load=False)
+        elif name.startswith("st.async"):
+            self._shared(group, name, operands[0], operands[1], load=False, barrier=operands[2])
+        elif name == "mov.b32" and isinstance(operands[0], tuple):
+            word = self._read(group, operands[1])
+            for half, shift in zip(operands[0], (0, 16), strict=True):
+                self._write(group, half, (word >> np.uint32(shift)).astype(np.uint16))
+        else:
+            sources = [self._read(group, operand) for operand in operands[1:]]
+            if name not in _ARITHMETIC:
+                raise Fault("is not an instruction that this machine knows")
+            self._write(group, operands[0], _ARITHMETIC[name](*sources))
+        return True
+
+    def _branch(self, group: _Group, guard: Array | None, label: str) -> bool:
+        target = group.function.labels[label]
+        if guard is None or guard.all():
+            group.at = target
+            return True
+        if not guard.any():
+            return True
+        taken = group.part(guard)
+        taken.at = target
+        self.ready += [taken, group.part(~guard)]
+        return False
+
+    def _indexed(self, group: _Group, index: Array, labels: list[str]) -> bool:
+        for chosen in np.unique(index):
+            if chosen >= len(labels):
+                raise Fault(f"there is no branch {chosen}")
+            part = group.part(index == chosen)
+            self._whole_warps(part)
+            part.at = group.function.labels[labels[chosen]]
+            self.ready.append(part)
+        return False
+
+    def _whole_warps(self, group: _Group) -> None:
+        warps = np.bincount(group.threads // 32)
+        if ((warps != 0) & (warps != 32)).any():
+            raise Fault("is reached by a part of a warp")
+
+    # -- registers --------------------------------------------------------------------------------------------
+    def _kind(self, group: _Group, register: str) -> Any:
+        kind = group.function.kinds.get(register.rstrip("0123456789"))
+        if kind is None:
+            raise Fault(f"{register} is not declared")
+        return kind
+
+    def _read(self, group: _Group, operand: Any) -> Any:
+        if not isinstance(operand, str):
+            return operand
+        if operand in group.registers:
+            return group.registers[operand]
+        x, _, _ = self.grid
+        block = group.threads // self.block[0]
+        special: dict[str, Callable[[], Array]] = {
+            "%tid.x": lambda: group.threads % self.block[0],
+            "%ctaid.x": lambda: block % x,
+            "%ctaid.y": lambda: block // x % self.grid[1],
+            "%ctaid.z": lambda: block // x // self.grid[1],
+            "%nctaid.x": lambda: np.full(len(group.threads), x),
+            "sums": lambda: np.zeros(len(group.threads)),
+        }
+        if operand in special:
+            return special[operand]().astype(np.uint32)
+        raise Fault(f"{operand} is read before it is written")
+
+    def _write(self, group: _Group, register: str, values: Any) -> None:
+        kind, values = self._kind(group, register), np.asarray(values)
+        if values.dtype != kind:
+            if values.dtype.kind == "f" or kind is np.float32 or kind is np.bool_:
+                if values.dtype.itemsize != np.dtype(kind).itemsize:
+                    raise Fault(f"{register} does not hold what is written to it")
+                values = values.view(kind)
+            else:
+                values = values.astype(kind)
+        group.registers[register] = values if values.ndim else np.full(len(group.threads), values)
+
+    # -- memory -----------------------------------------------------------------------------------------------
+    def _places(self, addresses: Array, size: int, allowed: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Memory of the buffer that all ``addresses`` lie in, and indices ``[threads, size]``."""
+        if (addresses % size).any():
+            raise Fault(f"an address is no multiple of {size}")
+        low, high = int(addresses.min()), int(addresses.max()) + size
+        for buffer in self.buffers:
+            if buffer.address <= low and high <= buffer.address + len(buffer.memory):
+                first = (addresses - np.uint64(buffer.address)).astype(np.int64)
+                places = first[:, None] + np.arange(size)
+                if not getattr(buffer, allowed)[places].all():
+                    raise Fault(f"touches memory that is not {allowed}")
+                return buffer.memory, places
+        raise Fault(f"touches memory from {low:#x} to {high:#x}, where no buffer is")
+
+    @staticmethod
+    def _size(name: str) -> tuple[int, int]:
+        """Bytes of an element, and elements."""
+        vector = re.search(r"\.v(\d)", name)
+        return int(name[-2:]) // 8, int(vector[1]) if vector else 1
+
+    def _addresses(self, group: _Group, where: tuple[str, int]) -> Array:
+        base = self._read(group, where[0])
+        return base + base.dtype.type(where[1] % (1 << 8 * base.dtype.itemsize))
+
+    def _load_global(self, group: _Group, name: str, operands: tuple[Any, ...], guard: Array | None) -> None:
+        size, count = self._size(name)
+        targets = operands[0] if isinstance(operands[0], tuple) else (operands[0],)
+        addresses = self._addresses(group, operands[1])
+        if guard is None:
+            memory, places = self._places(addresses, size * count, "readable")
+            loaded = memory[places].view(f"u{size}")
+            for index, target in enumerate(targets):
+                self._write(group, target, np.ascontiguousarray(loaded[:, index]))
+            return
+        (target,) = targets
+        before = np.array(self._read(group, target))
+        if guard.any():
+            memory, places = self._places(addresses[guard], size, "readable")
+            before[guard] = memory[places].view(before.dtype)[:, 0]
+        self._write(group, target, before)
+
+    def _store_global(self, group: _Group, name: str, operands: tuple[Any, ...]) -> None:
+        size, count = self._size(name)
+        sources = operands[1] if isinstance(operands[1], tuple) else (operands[1],)
+        if len(sources) != count:
+            raise Fault(f"stores {len(sources)} registers")
+        values = np.ascontiguousarray(np.stack([self._read(group, source) for source in sources], 1))
+        memory, places = self._places(self._addresses(group, operands[0]), size * count, "writable")
+        data = values.view(np.uint8).reshape(places.shape)
+        memory[places] = data
+        if (memory[places] != data).any():
+            raise Fault("two threads store different values to one place")
+
+    def _cluster_address(self, group: _Group, where: tuple[str, int]) -> tuple[npt.NDArray[np.int64], Array]:
+        """Blocks and addresses in their shared memory, of addresses that name both."""
+        addresses, plane = self._addresses(group, where).astype(np.int64), self.grid[0] * self.grid[1]
+        rank = addresses // _SHARED_WINDOW - 1
+        if (rank < 0).any() or (rank >= self.cluster).any():
+            raise Fault("is no address of the cluster")
+        return group.threads // self.block[0] % plane + rank * plane, addresses % _SHARED_WINDOW
+
+    def _shared(
+        self,
+        group: _Group,
+        name: str,
+        where: tuple[str, int],
+        registers: Any,
+        *,
+        load: bool,
+        barrier: tuple[str, int] | None = None,
+    ) -> None:
+        size, count = self._size(name)
+        registers = registers if isinstance(registers, tuple) else (registers,)
+        addresses, block = self._addresses(group, where).astype(np.int64), group.threads // self.block[0]
+        guard = np.full(len(group.threads), -1)
+        if barrier is not None:
+            block, addresses = self._cluster_address(group, where)
+            other, place = self._cluster_address(group, barrier)
+            if (other != block).any() or (self.pending[block, place // 4] < 0).any():
+                raise Fault("counts at no barrier of the block it stores to")
+            np.subtract.at(self.bytes, (block, place // 4), size * count)
+            guard = place // 4
+        if (addresses % (size * count)).any() or (addresses + size * count > 4 * self.shared.shape[1]).any():
+            raise Fault("an address in shared memory is beyond the end or not aligned")
+        epoch, me = self.epoch[block], group.threads
+        for index, register in enumerate(registers):
+            word = addresses // 4 + index
+            if (self.pending[block, word] >= 0).any() or (self.pending[block, word & ~1] >= 0).any():
+                raise Fault("touches a barrier")
+            stored, loaded, guarded = self.stored[:, block, word], self.loaded[:, block, word], self.guard[block, word]
+            if (guarded < 0).all() and ((stored[0] == epoch) & (stored[1] != me)).any():
+                raise Fault("another thread stores there between the same barriers")
+            if load:
+                if (stored[0] < 0).any() or (guarded != np.where(guarded < 0, -1, self.seen[me])).any():
+                    raise Fault("nobody stored there, or its barrier was not waited for")
+                self._write(group, register, self.shared[block, word])
+                self.loaded[:, block, word] = epoch, me
+                continue
+            if (guarded >= 0).any() or ((loaded[0] == epoch) & (loaded[1] != me)).any():
+                raise Fault("another thread loads there, or stored there, between the same barriers")
+            self.shared[block, word] = self._read(group, register).view(np.uint32)
+            self.stored[:, block, word] = epoch, me
+            self.guard[block, word] = guard
+
+    def _barrier(self, group: _Group, name: str, operands: tuple[Any, ...], guard: Array | None) -> bool:
+        """Barriers that count, used once."""
+        where = operands[0] if name.startswith("mbarrier.init") else operands[1]
+        chosen = np.ones(len(group.threads), np.bool_) if guard is None else guard
+        block = (group.threads // self.block[0])[chosen]
+        word = self._addresses(group, where).astype(np.int64)[chosen] // 4
+        if name == "mbarrier.init.shared.b64":
+            if (word % 2).any() or (self.pending[block, word] >= 0).any():
+                raise Fault("two barriers in one place, or not aligned")
+            self.pending[block, word] = operands[1]
+            return True
+        if (self.pending[block, word] < 0).any():
+            raise Fault("there is no barrier")
+        if name == "mbarrier.arrive.expect_tx.shared::cta.b64":
+            np.subtract.at(self.pending, (block, word), 1)
+            np.add.at(self.bytes, (block, word), operands[2])
+            if (self.pending[block, word] < 0).any():
+                raise Fault("more arrivals than there should be")
+            return True
+        if name != "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64" or operands[2] != 0:
+            raise Fault("is not an instruction that this machine knows")
+        if (self.seen[group.threads] != word).any():
+            self.seen[group.threads] = word
+            group.at -= 1
+            self.parked.append(("count", group))
+            return False
+        self._write(group, operands[0], np.ones(len(group.threads), np.bool_))
+        return True
+
+
+# -- arithmetic ---------------------------------------------------------------------------------------------------
+def _signed(value: Any) -> Any:
+    return value.view(np.int32).astype(np.int64) if isinstance(value, np.ndarray) else value
+
+
+def _wide(value: Any) -> Any:
+    return value.astype(np.uint64) if isinstance(value, np.ndarray) else np.uint64(value % (1 << 64))
+
+
+def _low(value: Any) -> Array:
+    return np.asarray(value & np.int64(0xFFFFFFFF)).astype(np.uint32)
+
+
+def _fma(a: Any, b: Any, c: Any) -> Array:
+    """Products of float32 are exact in float64; the second rounding is of no account."""
+    return np.asarray(a.astype(np.float64) * np.float64(b) + c.astype(np.float64)).astype(np.float32)
+
+
+def _halves(a: Array) -> npt.NDArray[np.float64]:
+    return np.ascontiguousarray(a).view(np.float16).reshape(-1, 2).astype(np.float64)
+
+
+def _packed(a: Array) -> Array:
+    return np.ascontiguousarray(a.astype(np.float16)).view(np.uint32)[:, 0]
+
+
+def _rounded_bfloat(a: Array) -> npt.NDArray[np.uint32]:
+    bits = np.ascontiguousarray(a).view(np.uint32).astype(np.uint64)
+    even = (bits >> np.uint64(16)) & np.uint64(1)
+    rounded = (bits + np.uint64(0x7FFF) + even) >> np.uint64(16)
+    return np.where(np.isnan(a), np.uint64(0x7FFF), rounded).astype(np.uint32)
+
+
+def _pair(high: Array, low: Array) -> Array:
+    return high.astype(np.uint32) << np.uint32(16) | low.astype(np.uint32)
+
+
+def _half(a: Array) -> npt.NDArray[np.uint16]:
+    return a.astype(np.float16).view(np.uint16)
+
+
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    "mov.u32": lambda a: np.asarray(a if isinstance(a, np.ndarray) else a % (1 << 32), np.uint32),
+    "mov.b32": lambda a: np.asarray(a) if isinstance(a, np.ndarray) else np.uint32(a),
+    "mov.b16": lambda a: np.uint16(a),
+    "mov.f32": lambda a: np.float32(a),
+    "cvta.to.global.u64": lambda a: a,
+    "add.u32": lambda a, b: _low(a.astype(np.int64) + b),
+    "add.s32": lambda a, b: _low(a.astype(np.int64) + b),
+    "sub.u32": lambda a, b: _low(a.astype(np.int64) - (b.astype(np.int64) if isinstance(b, np.ndarray) else b)),
+    "mul.lo.u32": lambda a, b: _low(a.astype(np.int64) * b),
+    "mul.hi.u32": lambda a, b: (a.astype(np.uint64) * np.uint64(b) >> np.uint64(32)).astype(np.uint32),
+    "mad.lo.u32": lambda a, b, c: _low(a.astype(np.int64) * b + _signed(c)),
+    "mad.lo.s32": lambda a, b, c: _low(_signed(a) * b + _signed(c)),
+    "mad.wide.s32": lambda a, b, c: (_signed(a) * _signed(b)).view(np.uint64) + c,
+    "shr.u32": lambda a, b: a >> np.uint32(b),
+    "shl.b32": lambda a, b: a << np.uint32(b),
+    "and.b32": lambda a, b: a & np.uint32(b),
+    "min.u32": lambda a, b: np.minimum(a, np.uint32(b)),
+    "setp.ge.u32": lambda a, b: a >= b,
+    "setp.lt.u32": lambda a, b: a < b,
+    "setp.eq.u32": lambda a, b: a == b,
+    "and.pred": lambda a, b: a & b,
+    "mul.rn.f32": lambda a, b: a * b,
+    "add.rn.f32": lambda a, b: a + b,
+    "fma.rn.f32": _fma,
+    "max.NaN.f32": np.maximum,
+    "min.NaN.f32": np.minimum,
+    "mul.rn.f16x2": lambda a, b: _packed(_halves(a) * _halves(b)),
+    "fma.rn.f16x2": lambda a, b, c: _packed(_halves(a) * _halves(b) + _halves(c)),
+    "cvt.f32.f16": lambda a: a.view(np.float16).astype(np.float32),
+    "cvt.u32.u16": lambda a: a.astype(np.uint32),
+    "cvt.rn.f16.f32": _half,
+    "cvt.rn.bf16.f32": lambda a: _rounded_bfloat(a).astype(np.uint16),
+    "cvt.rn.f16x2.f32": lambda high, low: _pair(_half(high), _half(low)),
+    "cvt.rn.bf16x2.f32": lambda high, low: _pair(_rounded_bfloat(high), _rounded_bfloat(low)),
+    "mapa.shared::cluster.u32": lambda a, b: a + np.uint32((b + 1) * _SHARED_WINDOW),
+}
