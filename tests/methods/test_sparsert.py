@@ -90,7 +90,17 @@ def test_other_devices_and_layers_are_refused() -> None:
 def test_a_layer_that_would_assemble_too_long_is_not_tried() -> None:
     layer = Job.of(FLAT).layer
     large = replace(layer, weights=replace(layer.weights, nnz=2_000_000))
-    assert METHOD.supports(large, GPU) == "not tried: 2000000 weights would assemble 180 s, more than 60 s"
+    assert METHOD.supports(large, GPU) == "not tried: 2000000 weights would assemble 183 s, more than 60 s"
+
+
+@pytest.mark.parametrize(("nonzeros", "density"), [(570_000, 0.1), (420_000, 0.02), (650_000, 1.0)])
+def test_what_is_tried_has_a_configuration(nonzeros: int, density: float) -> None:
+    side = int((nonzeros / density) ** 0.5)
+    layer = Job.of(FLAT).layer
+    weights = replace(layer.weights, nnz=nonzeros, density=density)
+    layer = replace(layer, shape=ConvShape(8, side, 14, 14, side, 1, 1), weights=weights)
+    assert METHOD.supports(layer, GPU) is None
+    assert estimate.estimates(layer, GPU)
 
 
 def test_an_image_that_its_code_does_not_reach_is_refused() -> None:
@@ -279,6 +289,14 @@ def test_eight_halves_are_loaded_at_once(precision: Precision) -> None:
     job = Job.of(FLAT, Epilogue(True, "relu6", "after"), precision, weight=sparse(FLAT))
     for config in (replace(BASE, vector=8, rows=4), replace(BASE, vector=8, rows=4, groups=2), BASE):
         assert share(job, config) <= 1
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_proposals_are_within_the_bound(shape: ConvShape) -> None:
+    job = Job.of(shape, Epilogue(True, "relu", "before"), weight=sparse(shape))
+    found = METHOD.configs(job.segment, GPU)
+    for candidate in (found[0], found[len(found) // 2], found[-1]):
+        assert share(job, candidate.config) <= 1
 
 
 @st.composite
