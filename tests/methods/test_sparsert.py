@@ -18,7 +18,7 @@ from torch import Tensor
 from contract.cases import stable
 from methods.jobs import EPILOGUES, GPU, Job
 from ptx.kernel import Interpreted
-from ptx.machine import Fault
+from ptx.program import Fault
 from zeroskip.core.device import Device, cpu
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.jsonable import from_json, to_json

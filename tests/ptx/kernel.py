@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptx.machine import Buffer, Fault, Machine
+from ptx.machine import Buffer, Machine
+from ptx.program import Fault
 
 
 class Interpreted:

@@ -16,14 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-_KINDS = {".pred": np.bool_, ".b16": np.uint16, ".b32": np.uint32, ".b64": np.uint64, ".f32": np.float32}
-_SHARED_WINDOW = 1 << 24
-"""Shared addresses of another block of the cluster begin at (rank + 1) times this."""
-
-
-class Fault(Exception):
-    """The program did what it must not."""
+from ptx.arithmetic import ARITHMETIC, SHARED_WINDOW, Array
+from ptx.program import Fault, Function, Instruction, parse
 
 
 @dataclass(frozen=True)
@@ -36,78 +30,6 @@ class Buffer:
     writable: npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Instruction:
-    line: int
-    guard: str
-    name: str
-    operands: tuple[Any, ...]
-    """Registers and labels as text, numbers, ``(register, offset)`` for addresses, tuples for vectors."""
-
-
-@dataclass
-class Function:
-    name: str
-    parameters: list[str] = field(default_factory=list)
-    kinds: dict[str, Any] = field(default_factory=dict)
-    """Types of registers by their prefix."""
-    code: list[Instruction] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)
-    tables: dict[str, list[str]] = field(default_factory=dict)
-    directives: dict[str, int] = field(default_factory=dict)
-
-
-_SKIPPED = (".version", ".target", ".address_size", ".extern")
-_INSTRUCTION = re.compile(r"(?:@(%\w+) )?([\w.:]+)(?: (.*))?;")
-_OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,\s]+")
-
-
-# -- reading ------------------------------------------------------------------------------------------------------
-def _operand(text: str) -> Any:
-    if text[0] == "%":
-        return text
-    if text.startswith("["):
-        base, plus, offset = text[1:-1].partition("+")
-        return (base, int(offset) if plus else 0)
-    if text.startswith("{"):
-        return tuple(part.strip() for part in text[1:-1].split(","))
-    if text.startswith("0f"):
-        return np.array(int(text[2:], 16), np.uint32).view(np.float32)[()]
-    return int(text, 0) if re.fullmatch(r"-?(0x[0-9A-F]+|\d+)", text) else text
-
-
-def parse(text: str) -> dict[str, Function]:
-    """The functions of a module by name; the entry is among them."""
-    functions: dict[str, Function] = {}
-    current: Function | None = None
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        if not line or line in "{}" or line.startswith(_SKIPPED):
-            continue
-        if current is not None and (table := re.match(r"(\w+): \.branchtargets (.*);$", line)):
-            current.tables[table[1]] = table[2].split(", ")
-            continue
-        if current is not None and line[0] != "." and (found := _INSTRUCTION.fullmatch(line)):
-            operands = tuple(_operand(part) for part in _OPERAND.findall(found[3] or "") if part[0] != "(")
-            current.code.append(Instruction(number, found[1] or "", found[2], operands))
-            continue
-        if header := re.match(r"(?:\.visible )?\.(func|entry) (\w+)\((.*)\)$", line):
-            current = functions[header[2]] = Function(header[2], re.findall(r"\.param \.\w+ (\w+)", header[3]))
-            continue
-        if current is None:
-            raise Fault(f"line {number} is outside of functions: {line}")
-        if declared := re.match(r"\.reg (\.\w+) (%[a-z]+)<\d+>;$", line):
-            current.kinds[declared[2]] = _KINDS[declared[1]]
-        elif directive := re.match(r"\.(reqntid|maxnreg|noreturn|explicitcluster)(?: (\d+))?$", line):
-            current.directives[directive[1]] = int(directive[2] or 1)
-        elif line.endswith(":"):
-            current.labels[line[:-1]] = len(current.code)
-        elif not line.startswith(".param"):
-            raise Fault(f"line {number} is not understood: {line}")
-    return functions
-
-
-# -- running ------------------------------------------------------------------------------------------------------
 @dataclass
 class _Group:
     """Threads (their numbers over the whole grid) at one place of one function."""
@@ -283,9 +205,9 @@ class Machine:
                 self._write(group, half, (word >> np.uint32(shift)).astype(np.uint16))
         else:
             sources = [self._read(group, operand) for operand in operands[1:]]
-            if name not in _ARITHMETIC:
+            if name not in ARITHMETIC:
                 raise Fault("is not an instruction that this machine knows")
-            self._write(group, operands[0], _ARITHMETIC[name](*sources))
+            self._write(group, operands[0], ARITHMETIC[name](*sources))
         return True
 
     def _branch(self, group: _Group, guard: Array | None, label: str) -> bool:
@@ -409,10 +331,10 @@ class Machine:
     def _cluster_address(self, group: _Group, where: tuple[str, int]) -> tuple[npt.NDArray[np.int64], Array]:
         """Blocks and addresses in their shared memory, of addresses that name both."""
         addresses, plane = self._addresses(group, where).astype(np.int64), self.grid[0] * self.grid[1]
-        rank = addresses // _SHARED_WINDOW - 1
+        rank = addresses // SHARED_WINDOW - 1
         if (rank < 0).any() or (rank >= self.cluster).any():
             raise Fault("is no address of the cluster")
-        return group.threads // self.block[0] % plane + rank * plane, addresses % _SHARED_WINDOW
+        return group.threads // self.block[0] % plane + rank * plane, addresses % SHARED_WINDOW
 
     def _shared(
         self,
@@ -485,83 +407,3 @@ class Machine:
             return False
         self._write(group, operands[0], np.ones(len(group.threads), np.bool_))
         return True
-
-
-# -- arithmetic ---------------------------------------------------------------------------------------------------
-def _signed(value: Any) -> Any:
-    return value.view(np.int32).astype(np.int64) if isinstance(value, np.ndarray) else value
-
-
-def _wide(value: Any) -> Any:
-    return value.astype(np.uint64) if isinstance(value, np.ndarray) else np.uint64(value % (1 << 64))
-
-
-def _low(value: Any) -> Array:
-    return np.asarray(value & np.int64(0xFFFFFFFF)).astype(np.uint32)
-
-
-def _fma(a: Any, b: Any, c: Any) -> Array:
-    """Products of float32 are exact in float64; the second rounding is of no account."""
-    return np.asarray(a.astype(np.float64) * np.float64(b) + c.astype(np.float64)).astype(np.float32)
-
-
-def _halves(a: Array) -> npt.NDArray[np.float64]:
-    return np.ascontiguousarray(a).view(np.float16).reshape(-1, 2).astype(np.float64)
-
-
-def _packed(a: Array) -> Array:
-    return np.ascontiguousarray(a.astype(np.float16)).view(np.uint32)[:, 0]
-
-
-def _rounded_bfloat(a: Array) -> npt.NDArray[np.uint32]:
-    bits = np.ascontiguousarray(a).view(np.uint32).astype(np.uint64)
-    even = (bits >> np.uint64(16)) & np.uint64(1)
-    rounded = (bits + np.uint64(0x7FFF) + even) >> np.uint64(16)
-    return np.where(np.isnan(a), np.uint64(0x7FFF), rounded).astype(np.uint32)
-
-
-def _pair(high: Array, low: Array) -> Array:
-    return high.astype(np.uint32) << np.uint32(16) | low.astype(np.uint32)
-
-
-def _half(a: Array) -> npt.NDArray[np.uint16]:
-    return a.astype(np.float16).view(np.uint16)
-
-
-_ARITHMETIC: dict[str, Callable[..., Any]] = {
-    "mov.u32": lambda a: np.asarray(a if isinstance(a, np.ndarray) else a % (1 << 32), np.uint32),
-    "mov.b32": lambda a: np.asarray(a) if isinstance(a, np.ndarray) else np.uint32(a),
-    "mov.b16": lambda a: np.uint16(a),
-    "mov.f32": lambda a: np.float32(a),
-    "cvta.to.global.u64": lambda a: a,
-    "add.u32": lambda a, b: _low(a.astype(np.int64) + b),
-    "add.s32": lambda a, b: _low(a.astype(np.int64) + b),
-    "sub.u32": lambda a, b: _low(a.astype(np.int64) - (b.astype(np.int64) if isinstance(b, np.ndarray) else b)),
-    "mul.lo.u32": lambda a, b: _low(a.astype(np.int64) * b),
-    "mul.hi.u32": lambda a, b: (a.astype(np.uint64) * np.uint64(b) >> np.uint64(32)).astype(np.uint32),
-    "mad.lo.u32": lambda a, b, c: _low(a.astype(np.int64) * b + _signed(c)),
-    "mad.lo.s32": lambda a, b, c: _low(_signed(a) * b + _signed(c)),
-    "mad.wide.s32": lambda a, b, c: (_signed(a) * _signed(b)).view(np.uint64) + c,
-    "shr.u32": lambda a, b: a >> np.uint32(b),
-    "shl.b32": lambda a, b: a << np.uint32(b),
-    "and.b32": lambda a, b: a & np.uint32(b),
-    "min.u32": lambda a, b: np.minimum(a, np.uint32(b)),
-    "setp.ge.u32": lambda a, b: a >= b,
-    "setp.lt.u32": lambda a, b: a < b,
-    "setp.eq.u32": lambda a, b: a == b,
-    "and.pred": lambda a, b: a & b,
-    "mul.rn.f32": lambda a, b: a * b,
-    "add.rn.f32": lambda a, b: a + b,
-    "fma.rn.f32": _fma,
-    "max.NaN.f32": np.maximum,
-    "min.NaN.f32": np.minimum,
-    "mul.rn.f16x2": lambda a, b: _packed(_halves(a) * _halves(b)),
-    "fma.rn.f16x2": lambda a, b, c: _packed(_halves(a) * _halves(b) + _halves(c)),
-    "cvt.f32.f16": lambda a: a.view(np.float16).astype(np.float32),
-    "cvt.u32.u16": lambda a: a.astype(np.uint32),
-    "cvt.rn.f16.f32": _half,
-    "cvt.rn.bf16.f32": lambda a: _rounded_bfloat(a).astype(np.uint16),
-    "cvt.rn.f16x2.f32": lambda high, low: _pair(_half(high), _half(low)),
-    "cvt.rn.bf16x2.f32": lambda high, low: _pair(_rounded_bfloat(high), _rounded_bfloat(low)),
-    "mapa.shared::cluster.u32": lambda a, b: a + np.uint32((b + 1) * _SHARED_WINDOW),
-}

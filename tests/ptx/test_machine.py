@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ptx.kernel import Interpreted
-from ptx.machine import Fault
+from ptx.program import Fault
 
 HEAD = """.version 8.1
 .target sm_90

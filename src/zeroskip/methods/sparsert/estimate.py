@@ -130,7 +130,7 @@ def _registers(shape: ConvShape, sums: int, pieces: int, halo: bool) -> int:
     """Enough for a thread.  With fewer, ptxas moves what vector loads bring to other registers, or spills."""
     enough = 1.25 * sums + 32
     if tested(shape, halo):
-        enough = max(enough, sums + 20 + 20 * pieces)
+        enough = max(enough, sums + 28 + 20 * pieces)
     return min(math.ceil(enough / 8) * 8, MOST_REGISTERS)
 
 
