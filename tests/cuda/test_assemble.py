@@ -198,7 +198,7 @@ def test_an_error_is_short_however_often_it_is_made(assembled: list[str]) -> Non
 @pytest.mark.parametrize(
     ("text", "symbol", "arch", "words"),
     [
-        (TEXT, "fill", "sm_1", "no such architecture"),
+        (TEXT, "fill", "sm_1", "an architecture is called like"),
         (TEXT, "fill", "sm_20", "fill did not assemble for sm_20"),
         (TEXT.replace("sm_80", "sm_90"), "fill", "sm_80", "higher than"),
         (TEXT, "nothing", "sm_80", "did not say what nothing takes"),

@@ -14,7 +14,7 @@ from zeroskip.core.device import Device, cpu
 from zeroskip.core.record import Times
 from zeroskip.measure.timer import Measurement
 from zeroskip.methods import registry
-from zeroskip.plan.planner import Tuning, best_plan, dense_plans, tune_program
+from zeroskip.plan.planner import Tuning, best_plan, dense_plans, skipping_nothing, tune_program
 from zeroskip.run import refine as module
 
 X = torch.randn(1, 4, 6, 7, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ def refined(tuning: Tuning, monkeypatch: pytest.MonkeyPatch, changed_us: float) 
         return Measurement({name: Times((value,) * 3, "cpu") for name, value in times.items()}, False)
 
     monkeypatch.setattr(module, "compare", timer)
-    plan = module.refine(tuning, [best_plan(tuning)], (X,), METHODS, {})
+    plan = module.refine(tuning, [best_plan(tuning)], tuning.options, (X,), METHODS, {})
     return [step.method for step in plan.steps], len(measured)
 
 
@@ -66,7 +66,24 @@ def test_it_starts_from_the_fastest_engine(tuning: Tuning, monkeypatch: pytest.M
 
     monkeypatch.setattr(module, "compare", timer)
     for plans in ([sparse, dense], [dense, sparse]):
-        assert module.refine(tuning, plans, (X,), METHODS, {}) == plans[1]
+        assert module.refine(tuning, plans, tuning.options, (X,), METHODS, {}) == plans[1]
+
+
+def test_it_exchanges_what_it_may(tuning: Tuning, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, dense = dense_plans(tuning, METHODS)[0], skipping_nothing(tuning, METHODS)
+    tried = []
+
+    def timer(calls: Mapping[str, Callable[[], object]], *others: object) -> Measurement:
+        tried.append(1)
+        return Measurement({name: Times((9.0 - int(name),) * 3, "cpu") for name in calls}, False)
+
+    monkeypatch.setattr(module, "compare", timer)
+    part = module.refine(tuning, [plan], dense.options, (X,), METHODS, {})
+    of_part = len(tried)
+    module.refine(tuning, [plan], tuning.options, (X,), METHODS, {})
+    assert [step.method for step in part.steps] == ["dense", "dense"]
+    assert all(any(rejection.method == "fake" for rejection in step.rejected) for step in part.steps)
+    assert len(tried) - of_part > of_part
 
 
 def test_hopeless_alternatives_are_not_tried(tuning: Tuning, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-MOST_BYTES = 256 * 2**20
+MOST_BYTES = 2 * 2**30
+"""A network's weights as code (``methods/sparsert``) are some 100 MB."""
 _DIGEST = 32
 
 log = logging.getLogger(__name__)

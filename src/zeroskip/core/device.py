@@ -52,7 +52,12 @@ class Device:
     @property
     def generation(self) -> int:
         """The number in ``arch``: 80, 90, 100; from 90 on there are clusters and a copy engine.  0 on the CPU."""
-        return int(self.arch.removeprefix("sm_").rstrip("af") or 0)
+        return generation(self.arch)
+
+
+def generation(arch: str) -> int:
+    """90 of "sm_90a"; 0 of the empty text."""
+    return int(arch.removeprefix("sm_").rstrip("af") or 0)
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from zeroskip.model.program import Program
 from zeroskip.plan.plan import Plan
 from zeroskip.plan.planner import (
     Progress,
+    Tuning,
     best_plan,
     dense_plans,
     silent,
@@ -202,19 +203,23 @@ def _choose(model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wish
     """The plan whose whole engine is fastest, and warnings."""
     on_gpu, methods, known = wishes.device.type == "cuda", wishes.methods, dict[str, Bound]()
     tuning = tune_program(program, methods, this_gpu() if on_gpu else this_cpu(wishes.threads), wishes.progress)
-    if not wishes.skip_zeros:
-        tuning = skipping_nothing(tuning, methods)
-    best, obstacle, dense = best_plan(tuning), None, dense_plans(tuning, methods)
+    without = skipping_nothing(tuning, methods)
+    best, obstacle, dense = best_plan(tuning if wishes.skip_zeros else without), None, dense_plans(tuning, methods)
     if on_gpu:
         run = executor(Variant(program, best), methods, known)
         found = captured(run, program, inputs)
         obstacle = found if isinstance(found, str) else None
         del run, found
-    starts = [best, *(plan for plan in dense if plan.steps != best.steps)]
-    best = refine(tuning, starts, inputs, methods, known, wishes.progress, obstacle is None)
+
+    def refined(plans: list[Plan], among: Tuning) -> Plan:
+        return refine(tuning, plans, among.options, inputs, methods, known, wishes.progress, obstacle is None)
+
+    # What zeros gain is told from a dense engine that was given the same care.
+    skips_nothing = any(best.steps == plan.steps for plan in dense)
+    rival = refined(dense, without)
+    best = refined([rival] if skips_nothing else [best, rival], tuning) if wishes.skip_zeros else rival
     settings: Settings = partial(held, wishes.precision) if on_gpu and wishes.precision else nullcontext
-    rivals = [Variant(program, plan) for plan in dense]
-    return confirm(model, inputs, Variant(program, best), rivals, methods, known, settings, obstacle)
+    return confirm(model, inputs, Variant(program, best), Variant(program, rival), methods, known, settings, obstacle)
 
 
 def _in_capture_thread(

@@ -1,4 +1,4 @@
-"""The last word on a plan: the whole engine, dense engines and the torch model, run in turns."""
+"""The last word on a plan: the whole engine, a dense one and the torch model, run in turns."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def confirm(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     best: Variant,
-    dense: list[Variant],
+    dense: Variant,
     methods: Mapping[str, AnyMethod],
     known: dict[str, Bound],
     settings: Settings = nullcontext,
     obstacle: str | None = None,
 ) -> tuple[Plan, list[str]]:
-    """The plan of the fastest engine, with the times of all: a dense plan takes over where it is faster.
+    """The plan of the fastest engine, with the times of all: the dense one takes over where it is faster.
 
     Args:
         known: see ``executor``.
@@ -51,7 +51,7 @@ def confirm(
     device, warned = best.plan.device, list[str]()
     with searching():
         torch_calls, reference = _torch_models(model, inputs, settings)
-        engines = {"best": best} | {f"dense {index}": variant for index, variant in enumerate(dense)}
+        engines = {"best": best} | ({"dense": dense} if dense.plan.steps != best.plan.steps else {})
         calls: dict[str, Callable[[], object]] = dict(torch_calls)
         for name, variant in engines.items():
             run = executor(variant, methods, known)
@@ -67,7 +67,7 @@ def confirm(
         notes.append(f"a dense plan won: the plan with sparse methods took {medians['best'] / 1e3:.3f} ms as a whole")
     confirmation = Confirmation(
         engine_us=medians[winner],
-        dense_engine_us=min(medians[name] for name in engines if name.startswith("dense")),
+        dense_engine_us=medians.get("dense", medians["best"]),
         torch_us=min(medians[name] for name in torch_calls),
         rounds=rounds,
         contended=measured.contended,

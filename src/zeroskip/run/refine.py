@@ -35,6 +35,7 @@ SECONDS = 10.0
 def refine(
     tuning: Tuning,
     plans: Sequence[Plan],
+    options: Mapping[str, Sequence[Option]],
     inputs: Sequence[Tensor],
     methods: Mapping[str, AnyMethod],
     known: dict[str, Bound],
@@ -43,7 +44,9 @@ def refine(
 ) -> Plan:
     """The fastest of ``plans``, with every exchange that made its engine faster; stops after ``SECONDS``.
 
-    ``captured``: whether a graph can hold the engines' calls; see ``compare``.
+    Args:
+        options: by starting node, what may be exchanged; those of ``tuning`` or a part of them.
+        captured: whether a graph can hold the engines' calls; see ``compare``.
     """
 
     def times(engines: Sequence[Executor]) -> list[float]:
@@ -57,7 +60,7 @@ def refine(
     taken = times(engines) if len(plans) > 1 and SECONDS > 0 else [0.0]
     fastest = taken.index(min(taken))
     plan, current = plans[fastest], engines[fastest]
-    trials = _trials(tuning, plan)
+    trials = _trials(options, plan)
     for done, (step, option) in enumerate(trials):
         if time.perf_counter() > deadline:
             break
@@ -71,18 +74,18 @@ def refine(
     return plan
 
 
-def _trials(tuning: Tuning, plan: Plan) -> list[tuple[Step, Option]]:
+def _trials(options: Mapping[str, Sequence[Option]], plan: Plan) -> list[tuple[Step, Option]]:
     """The closest alternative of every other method or order, for each step; those that could gain most first."""
     found: list[tuple[float, Step, Option]] = []
     for step in plan.steps:
-        options = tuning.options[step.nodes[0]]
+        known = options[step.nodes[0]]
         chosen = next(
             option
-            for option in options
+            for option in known
             if option.method == step.method and to_json(option.candidate.config) == step.config
         )
         seen = {(step.method, _order(chosen))}
-        for option in options:
+        for option in known:
             kind = (option.method, _order(option))
             if option.segment.nodes != step.nodes or kind in seen or step.time_us is None:
                 continue

@@ -18,12 +18,12 @@ function has more than the twelve registers of arguments that are passed without
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
 
+from zeroskip.core.device import generation
 from zeroskip.methods.sparsert.config import BARRIER, SparseRTPacked
 from zeroskip.methods.sparsert.function import POINTERS, STRIDES, Team, function, parameters
 from zeroskip.methods.sparsert.ptx import BITS, Body
@@ -31,11 +31,6 @@ from zeroskip.methods.sparsert.ptx import BITS, Body
 SYMBOL = "sparsert"
 CLUSTERS = 90
 """The first generation that has them, and dependent launches."""
-
-
-def generation(arch: str) -> int:
-    """90 of "sm_90a"."""
-    return int(re.sub(r"\D", "", arch) or 0)
 
 
 def emit(packed: SparseRTPacked, arch: str) -> str:

@@ -19,7 +19,7 @@ from zeroskip.methods.sparsert.config import (
     flat,
     tested,
 )
-from zeroskip.methods.sparsert.emit import CLUSTERS, generation
+from zeroskip.methods.sparsert.emit import CLUSTERS
 
 ASSEMBLED = 9e-5
 """Seconds of one core for an instruction: 55 to 150 us on an EPYC (Zen 3) with nvJitLink 13.0, whatever the layer, from
@@ -101,7 +101,7 @@ def _menu(layer: Layer, device: Device) -> Iterator[SparseRTConfig]:
     pixels = [(1, 1), (1, 2)]
     if flat(shape):
         pixels += [(vector, 1) for vector in (2, 4, 8) if vector * item <= 16 and plane % vector == 0]
-    splits = (1, 2, 4, 8) if generation(device.arch) >= CLUSTERS else (1,)
+    splits = (1, 2, 4, 8) if device.generation >= CLUSTERS else (1,)
     halos = (False, True) if tested(shape, False) and shape.padding != (0, 0) else (False,)
     deep = shape.c // shape.groups * shape.r * shape.s * layer.weights.density
     for rows, (vector, pieces), warps in itertools.product(ROWS, pixels, WARPS):
