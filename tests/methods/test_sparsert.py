@@ -269,6 +269,7 @@ FITTING = {
     "walk": (ODD, replace(BASE, walk=2)),
     "walk of groups": (ODD, replace(BASE, walk=2, groups=2, stack=2)),
     "mates": (ODD, replace(BASE, mates=4, groups=2)),
+    "mates behind the last tile": (ConvShape(1, 30, 8, 12, 20, 1, 1), replace(BASE, mates=4)),
     "walking mates": (replace(ODD, n=4), replace(BASE, mates=2, walk=4)),
     "gaps": (ODD, replace(BASE, gaps=True, groups=2)),
     "gaps of one image": (SAME, replace(BASE, gaps=True, pieces=2, registers=128)),

@@ -26,7 +26,7 @@ ASSEMBLED = 9e-5
 2,000 to 460,000 instructions and 4 to 64 rows; proportional, since functions are assembled one by one."""
 MOST_SECONDS = 60.0
 """Of one core: what would take longer to assemble is not tried."""
-MOST_SECONDS_TOGETHER = 240.0
+MOST_SECONDS_TOGETHER = 80.0
 """Of all candidates of a layer, on one core."""
 MOST_CANDIDATES = 24
 SIMILAR = 0.02
@@ -166,15 +166,19 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
 
 # -- the model ------------------------------------------------------------------------------------------
 CLOCK = 1.7e9
-LAUNCH, WAVE, GROUPS, SPLIT = 1200.0, 1000.0, 250.0, 2500.0
-"""Cycles: of any call; of a wave of blocks (dispatch, one trip to L2 for x, one to the end); of meeting in a block, and
-in a cluster.  These and the rates below were fitted to 300 configurations of 20 layers on an H100: 22% off."""
-ISSUE, ALONE = 1.15, 0.95
-"""Cycles that an instruction takes a scheduler, and beyond that the warp that waits for it."""
-DOOR, FETCH, L2 = 40.0, 16.0, 64.0
-"""Bytes a cycle: of instructions from L2 to the multiprocessors of a GPC, which share what comes; from there to one of
-them; of x from L2 to one of them."""
+LAUNCH, WAVE, SPLIT = 600.0, 2000.0, 2800.0
+"""Cycles: of any call, of each wave of blocks but the first, of the sums' way through a cluster.  These and the rates
+below were fitted to 600 configurations of 30 layers on an H100: 20% off.  What is in the way most counts most: see
+``SHARPNESS``."""
+ISSUE, WAITING, L1 = 3.6, 7.0, 0.4
+"""Cycles for an instruction: of a scheduler for each of its warps; of a warp for each of its own, since instructions
+arrive later than they could be issued; for 128 bytes of L1."""
+GPC, TPC, X, GLOBAL = 29.0, 10.0, 26.0, 13.0
+"""Bytes a cycle: of instructions for the multiprocessors of a GPC and for the two of a TPC, which share what comes; of
+x from L2, and of what is read and written at least, for a multiprocessor."""
 GPCS = 8
+SHARPNESS = 4
+"""Of the norm by which the time is more than its longest part: infinite if parts never delayed each other."""
 INSTRUCTION_CACHE = 100e3
 """Bytes that stay from one tile to the next."""
 ALIKE = 0.92
@@ -193,17 +197,23 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     resident = min(config.resident, device.shared_bytes // max(config.shared_bytes, 1))
     waves = math.ceil(per_sm / max(resident, 1))
     per_turn = math.ceil(config.tiles(shape) / beside)
-    issue = per_sm * per_turn * math.ceil(config.threads / 128) * work.instructions
-    l1 = per_sm * per_turn * config.threads / 32 * work.wavefronts
     code = 16 * work.instructions * config.teams
     codes, again = blocks * config.split, 1 if code < INSTRUCTION_CACHE else per_turn
-    through_door = min(codes, total / GPCS / config.mates) * code * again
-    fetched = min(codes, per_sm) * code * again
+    of_gpc = min(codes, total / GPCS / config.mates) * code * again
+    of_tpc = min(codes, max(1.0, 2 * total / device.num_sms / min(config.mates, 2))) * code * again
     x = per_sm * per_turn * work.columns * config.tile * item
-    # The next tile of a walk begins while other warps end the last.
-    cycles = LAUNCH + WAVE * (waves + (per_turn - 1) / 2) + max(ISSUE * issue, l1)
-    cycles += waves * ALONE * work.instructions + through_door / DOOR + fetched / FETCH + x / L2
-    cycles += waves * per_turn * (SPLIT if config.split > 1 else GROUPS if config.groups > 1 else 0)
+    least = item * shape.n * (shape.c * shape.h * shape.w + shape.k * shape.p * shape.q) / device.num_sms
+    parts = (
+        ISSUE * per_sm * per_turn * math.ceil(config.threads / 128) * work.instructions,
+        WAITING * waves * per_turn * work.instructions,
+        L1 * per_sm * per_turn * config.threads / 32 * work.wavefronts,
+        of_gpc / GPC,
+        of_tpc / TPC,
+        x / X,
+        least / GLOBAL,
+    )
+    cycles = LAUNCH + WAVE * (waves - 1) + (SPLIT * waves if config.split > 1 else 0)
+    cycles += sum(part**SHARPNESS for part in parts) ** (1 / SHARPNESS)
     functions = blocks * config.split * config.teams
     build = 0.1 + ASSEMBLED * functions * (work.instructions + 20)
     return Estimate(config, cycles / CLOCK, build)
