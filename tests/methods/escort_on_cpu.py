@@ -1,14 +1,12 @@
 """Escort's CUDA kernel as C++ on the CPU: threads of a cluster as fibers, every load of x checked.
 
-CUDA's built-in variables become globals, and ``async.cuh`` and ``windows.cuh`` are replaced by what they mean.  Copies
-that a kernel does not wait for come at once in one run and as late as they may in another, in which blocks and threads
-also take their turns backwards; both must give the same bits.  Shared memory begins as NaN.
+``cluster.cuh``, ``shared.cuh`` and ``windows.cuh`` are replaced by what they mean.  Copies that a kernel does not wait
+for come at once in one run and as late as they may in another, in which blocks and threads also take their turns
+backwards; both must give the same bits.  Shared memory begins as NaN.
 """
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,77 +14,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeroskip.cuda.compile import INCLUDE
+from methods.cuda_on_cpu import CpuKernel
 from zeroskip.methods.escort import cuda
 
 FILES = {
-    "cuda_fp16.h": """
-#pragma once
-using __half = _Float16;
-inline float __half2float(__half x) { return x; }
-inline __half __float2half_rn(float x) { return x; }
-""",
-    "cuda_bf16.h": """
-#pragma once
-struct __nv_bfloat16 { uint16_t bits; };
-inline float __bfloat162float(__nv_bfloat16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float result;
-    memcpy(&result, &bits, 4);
-    return result;
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return {uint16_t(0x7fc0)};
-    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
-""",
     "machine.h": """
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <type_traits>
 #include <ucontext.h>
-#include <utility>
-#include <vector>
-#define __device__
-#define __global__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-struct Triple { unsigned x, y, z; };
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
-template <typename T> T __ldg(const T* from) { return *from; }
-inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
-inline int min(int a, int b) { return a < b ? a : b; }
-inline int max(int a, int b) { return a > b ? a : b; }
 
-struct Region { const char* begin; int64_t bytes; const char* readable; };
 struct Block { char* memory; int arrived = 0; int64_t turn = 0; };
 struct Thread {
     ucontext_t context;
-    char* stack;
     Triple index, block;
     int rank;
     bool done = false;
     std::function<bool()> ready;
-    std::vector<std::vector<std::function<void()>>> groups{1};
+    Groups groups{1};
 };
-inline Triple gridDim, blockDim, blockIdx, threadIdx;
-inline Region regions[3];
-inline int64_t faults, shared_bytes;
-inline bool late;
-inline std::vector<Block> blocks;
-inline std::vector<Thread> threads;
-inline std::vector<std::function<void()>> pushed;
-inline Thread* running;
-inline ucontext_t scheduler;
-inline int cluster_arrived;
-inline int64_t cluster_turn;
+static int64_t shared_bytes;
+static bool late;
+static std::vector<Block> blocks;
+static std::vector<Thread> threads;
+static std::vector<std::function<void()>> pushed;
+static Thread* running;
+static ucontext_t scheduler;
+static int cluster_arrived;
+static int64_t cluster_turn;
+inline char* shared_begin() { return blocks[running->rank].memory; }
+inline Groups& groups() { return running->groups; }
 
 inline void pause_until(std::function<bool()> ready) {
     running->ready = ready;
@@ -99,123 +54,6 @@ inline void meet(int& arrived, int64_t& turn, int count) {
 }
 inline void __syncwarp() {}
 inline void __syncthreads() { Block& mine = blocks[running->rank]; meet(mine.arrived, mine.turn, blockDim.x); }
-inline bool readable(const void* from, int bytes) {
-    const char* address = static_cast<const char*>(from);
-    for (const Region& region : regions)
-        if (region.begin <= address && address + bytes <= region.begin + region.bytes) {
-            bool all = true;
-            for (int byte = 0; byte < bytes; ++byte)
-                all = all && (region.readable == nullptr || region.readable[address - region.begin + byte]);
-            return all;
-        }
-    return false;
-}
-inline bool in_shared(const void* pointer, int bytes) {
-    const char* memory = blocks[running->rank].memory;
-    const char* address = static_cast<const char*>(pointer);
-    return memory <= address && address + bytes <= memory + shared_bytes;
-}
-inline bool aligned(const void* pointer, int bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-""",
-    "async.cuh": """
-#pragma once
-#include <zeroskip/types.cuh>
-namespace zeroskip::escort {
-inline uint4* shared_memory() { return reinterpret_cast<uint4*>(blocks[running->rank].memory); }
-inline unsigned shared_address(const void* pointer) {
-    return static_cast<const char*>(pointer) - blocks[running->rank].memory;
-}
-inline uint4 load_early(unsigned address) {
-    const char* from = blocks[running->rank].memory + address;
-    uint4 loaded{};
-    if (!in_shared(from, 16) || address % 16) ++faults;
-    else memcpy(&loaded, from, 16);
-    return loaded;
-}
-template <typename T, int kCount> void copy(void* shared, const T* global, bool now) {
-    const int bytes = kCount * sizeof(T);
-    if (!readable(global, bytes) || !aligned(global, bytes) || !in_shared(shared, bytes)) { ++faults; return; }
-    std::vector<T> values(global, global + kCount);
-    auto come = [=] {
-        if constexpr (std::is_same_v<T, uint4>) memcpy(shared, values.data(), bytes);
-        else for (int i = 0; i < kCount; ++i) static_cast<float*>(shared)[i] = to_float(values[i]);
-    };
-    if (now || !late) come();
-    else running->groups.back().push_back(come);
-}
-inline void copy_weights(uint4* shared, const uint4* global) {
-    if (!aligned(shared, 16)) ++faults;
-    copy<uint4, 1>(shared, global, false);
-}
-template <int kWide, typename T> void copy_pixels(float* shared, const T* global) {
-    if (!aligned(shared, 4 * kWide)) ++faults;
-    copy<T, kWide>(shared, global, sizeof(T) != 4);
-}
-inline void copy_commit() { running->groups.emplace_back(); }
-template <int kPending> void copy_wait() {
-    auto& groups = running->groups;
-    while (int(groups.size()) > kPending + 1) {
-        for (auto& come : groups.front()) come();
-        groups.erase(groups.begin());
-    }
-}
-struct Arrival {
-    int64_t state;
-    void expect(int bytes) { state = bytes; }
-    void wait() {
-        for (auto& come : pushed) come();
-        pushed.clear();
-        if (state) pause_until([this] { return state == 0; });
-    }
-};
-inline void cluster_sync() { meet(cluster_arrived, cluster_turn, threads.size()); }
-template <int kCount> void push(const float* local, const float* values, int rank, const Arrival* arrival) {
-    const Block& mine = blocks[running->rank];
-    const auto there = [&](const void* pointer) {
-        return blocks[rank].memory + (static_cast<const char*>(pointer) - mine.memory);
-    };
-    if (!in_shared(local, 4 * kCount) || !aligned(local, 4 * kCount)) { ++faults; return; }
-    float* to = reinterpret_cast<float*>(there(local));
-    Arrival* count = reinterpret_cast<Arrival*>(there(arrival));
-    std::vector<float> copied(values, values + kCount);
-    auto come = [=] { memcpy(to, copied.data(), 4 * kCount); count->state -= 4 * kCount; };
-    if (late) pushed.push_back(come);
-    else come();
-}
-}  // namespace zeroskip::escort
-""",
-    "windows.cuh": """
-#pragma once
-#include <async.cuh>
-namespace zeroskip::escort {
-template <int kRows, int kPixels, int kStep, int kPitch>
-void run_program(float (&sums)[kRows][kPixels], const uint2* program, const float* lane) {
-    float window[(kPixels - 1) * kStep + 3];
-    for (float& pixel : window) pixel = NAN;
-    const uint2* record = program;
-    for (unsigned code = record++->y; code != 3 * kRows + 1;) {
-        if (code > 3 * kRows + 1 || !in_shared(record, 16)) { ++faults; return; }
-        const uint2 step = *record++;
-        if (code == 3 * kRows) {
-            const float* from = reinterpret_cast<const float*>(reinterpret_cast<const char*>(lane) + int(step.x));
-            for (float& pixel : window) { pixel = *from; from += kPitch; }
-        } else {
-            for (int i = 0; i < kPixels; ++i)
-                sums[code / 3][i] = fmaf(__uint_as_float(step.x), window[i * kStep + code % 3], sums[code / 3][i]);
-        }
-        code = step.y;
-    }
-}
-}  // namespace zeroskip::escort
-""",
-    "driver.h": """
-#include "machine.h"
-#include KERNEL
-template <typename A> A as(int64_t value) {
-    if constexpr (std::is_pointer_v<A>) return reinterpret_cast<A>(value);
-    else return static_cast<A>(value);
-}
-inline std::function<void()> body;
 inline void begin() {
     body();
     running->done = true;
@@ -252,10 +90,11 @@ inline void run_cluster() {
     for (const Thread& thread : threads)
         if (!thread.done) faults += 1000000;
 }
-template <typename... A, size_t... I>
-void run(void (*kernel)(A...), const int64_t* arguments, std::index_sequence<I...>) {
+// sizes: bytes of shared memory; do copies come late?
+inline void run_grid(const int64_t* sizes) {
     constexpr int kStack = 48 * 1024, kGuard = 4096;
-    body = [=] { kernel(as<A>(arguments[I])...); };
+    shared_bytes = sizes[0];
+    late = sizes[1];
     std::vector<char> stacks(size_t(kStack) * blockDim.x * gridDim.z);
     std::vector<uint4> memory((shared_bytes + kGuard) / 16 * gridDim.z);
     for (unsigned y = 0; y < gridDim.y; ++y)
@@ -284,110 +123,111 @@ void run(void (*kernel)(A...), const int64_t* arguments, std::index_sequence<I..
         if (faults) return;
     }
 }
-template <typename... A>
-int64_t launch(void (*kernel)(A...), int64_t count, const int64_t* arguments, const int64_t* sizes,
-               const int64_t* memory) {
-    if (count != sizeof...(A)) return -1;
-    gridDim = {unsigned(sizes[0]), unsigned(sizes[1]), unsigned(sizes[2])};
-    blockDim = {unsigned(sizes[3]), 1, 1};
-    shared_bytes = sizes[4];
-    late = sizes[5];
-    for (int i = 0; i < 3; ++i)
-        regions[i] = {as<const char*>(memory[3 * i]), memory[3 * i + 1], as<const char*>(memory[3 * i + 2])};
-    faults = 0;
-    run(kernel, arguments, std::make_index_sequence<sizeof...(A)>{});
-    return faults;
+""",
+    "zeroskip/cluster.cuh": """
+#pragma once
+#include <zeroskip/copy.cuh>
+namespace zeroskip {
+struct Arrival {
+    int64_t state;
+    void init(int count = 1) { state = 0; faults += count != 1; }
+    void expect(int bytes) { state += bytes; }
+    template <bool kFromOthers = false> void wait(int parity) {
+        faults += !kFromOthers || parity != 0;  // what else there is, Escort does not need
+        for (auto& come : pushed) come();
+        pushed.clear();
+        if (state) pause_until([this] { return state == 0; });
+    }
+};
+inline void cluster_sync() { meet(cluster_arrived, cluster_turn, threads.size()); }
+// 20 bits for the place in the shared memory of a block, and its rank above.
+inline unsigned peer_address(const void* local, int rank) { return unsigned(rank) << 20 | shared_address(local); }
+inline char* peer(unsigned address, int bytes) {
+    const unsigned rank = address >> 20, offset = address & 0xfffff;
+    const bool right = rank < blocks.size() && offset + bytes <= shared_bytes && offset % bytes == 0;
+    return right ? blocks[rank].memory + offset : nullptr;
 }
-#define ENTRY(name, ...) extern "C" int64_t name(int64_t n, const int64_t* a, const int64_t* s, const int64_t* m) { \\
-    return launch(__VA_ARGS__, n, a, s, m); }
+template <typename T> void push(unsigned to, T piece, unsigned arrival) {
+    char* const there = peer(to, sizeof(T));
+    Arrival* const count = reinterpret_cast<Arrival*>(peer(arrival, sizeof(Arrival)));
+    if (!there || !count) { ++faults; return; }
+    auto come = [=] { memcpy(there, &piece, sizeof(T)); count->state -= sizeof(T); };
+    if (late) pushed.push_back(come);
+    else come();
+}
+}  // namespace zeroskip
+""",
+    "shared.cuh": """
+#pragma once
+#include <zeroskip/copy.cuh>
+#include <zeroskip/types.cuh>
+namespace zeroskip::escort {
+inline uint4* shared_memory() { return reinterpret_cast<uint4*>(shared_begin()); }
+inline uint4 load_early(unsigned address) {
+    const char* from = shared_begin() + address;
+    uint4 loaded{};
+    if (!in_shared(from, 16) || !aligned(from, 16)) ++faults;
+    else memcpy(&loaded, from, 16);
+    return loaded;
+}
+template <int kWide, typename T> void copy_pixels(float* shared, const T* global) {
+    constexpr int kBytes = kWide * sizeof(T);
+    if constexpr (std::is_same_v<T, float>) copy_short<kBytes>(shared, global);
+    else if (!readable(global, kBytes) || !aligned(global, kBytes) || !in_shared(shared, 4 * kWide) ||
+             !aligned(shared, 4 * kWide)) ++faults;
+    else for (int i = 0; i < kWide; ++i) shared[i] = to_float(global[i]);
+}
+}  // namespace zeroskip::escort
+""",
+    "windows.cuh": """
+#pragma once
+#include <zeroskip/copy.cuh>
+namespace zeroskip::escort {
+template <int kRows, int kPixels, int kStep, int kPitch>
+void run_program(float (&sums)[kRows][kPixels], const uint2* program, const float* lane) {
+    float window[(kPixels - 1) * kStep + 3];
+    for (float& pixel : window) pixel = NAN;
+    const uint2* record = program;
+    for (unsigned code = record++->y; code != 3 * kRows + 1;) {
+        if (code > 3 * kRows + 1 || !in_shared(record, 16)) { ++faults; return; }
+        const uint2 step = *record++;
+        if (code == 3 * kRows) {
+            const float* from = reinterpret_cast<const float*>(reinterpret_cast<const char*>(lane) + int(step.x));
+            for (float& pixel : window) { pixel = *from; from += kPitch; }
+        } else {
+            for (int i = 0; i < kPixels; ++i)
+                sums[code / 3][i] = fmaf(__uint_as_float(step.x), window[i * kStep + code % 3], sums[code / 3][i]);
+        }
+        code = step.y;
+    }
+}
+}  // namespace zeroskip::escort
 """,
 }
 
 
-class Emulator:
-    """Instances of the kernel, compiled by g++ on first use; stands in for ``zeroskip.cuda.launch.load``."""
-
+class Emulator(CpuKernel):
     def __init__(self, folder: Path, expressions: Sequence[str]) -> None:
-        for name, text in FILES.items():
-            (folder / name).write_text(text)
-        self.functions: dict[str, Any] = {}
-        texts = list(dict.fromkeys(expressions))
-        flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", f'-DKERNEL="{cuda.KERNEL}"']
-        flags += [f"-I{folder}", f"-I{INCLUDE}"]
-        jobs = []
-        for part in range(2):
-            source, library = folder / f"driver{part}.cpp", folder / f"emulated{part}.so"
-            names = {text: f"entry_{i}" for i, text in enumerate(texts) if i % 2 == part}
-            entries = "".join(f"ENTRY({name}, {text})\n" for text, name in names.items())
-            source.write_text('#include "driver.h"\n' + entries)
-            command = ["g++", *flags, "-o", str(library), str(source)]
-            jobs.append((names, library, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
-        for names, library, job in jobs:
-            _, errors = job.communicate()
-            assert job.returncode == 0, errors[:4000]
-            loaded = ctypes.CDLL(str(library))
-            self.functions |= {text: getattr(loaded, name) for text, name in names.items()}
-        self.tensors: list[Tensor] = []
-
-    def load(self, built: bytes) -> Any:
-        self.expression = built.decode()
-        return self
+        super().__init__(folder, cuda.KERNEL, expressions, FILES)
 
     def launch(
         self,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
-        arguments: Sequence[object],
+        arguments: Sequence[Any],
         *,
         shared_bytes: int,
         cluster: tuple[int, int, int] | None,
         dependent: bool,
     ) -> None:
         assert dependent
-        assert max(grid[1:]) <= 65535
         assert shared_bytes <= 227 * 1024
         assert cluster == (None if grid[2] == 1 else (1, 1, grid[2]))
-        numbers = [_number(argument) for argument in arguments]
-        memory = [*_region(arguments[0]), *_region(arguments[1]), *self._masked(arguments[2])]
-        function, y = self.functions[self.expression], arguments[3]
-        function.restype = ctypes.c_int64
-        assert isinstance(y, Tensor)
+        y: Tensor = arguments[3]
         results = []
         for late in (0, 1):
             y.fill_(torch.nan)
-            faults = function(
-                ctypes.c_int64(len(numbers)),
-                _array(numbers),
-                _array([*grid, block[0], -(-shared_bytes // 16) * 16, late]),
-                _array(memory),
-            )
+            faults = self.run(grid, block, arguments, arguments[:3], -(-shared_bytes // 16) * 16, late)
             assert faults == 0, f"{faults} faults in {self.expression}"
             results.append(y.clone())
         assert torch.equal(results[0].nan_to_num(7.0), results[1].nan_to_num(7.0)), "depends on when copies come"
-
-    def _masked(self, tensor: object) -> list[int]:
-        """A tensor's storage, and a byte for each of its bytes: may it be read?"""
-        assert isinstance(tensor, Tensor)
-        storage, item = tensor.untyped_storage(), tensor.element_size()
-        mask = torch.zeros(storage.nbytes() // item, dtype=torch.uint8)
-        mask.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(1)
-        mask = mask.repeat_interleave(item)
-        self.tensors.append(mask)
-        return [storage.data_ptr(), storage.nbytes(), mask.data_ptr()]
-
-
-def _region(tensor: object) -> list[int]:
-    assert isinstance(tensor, Tensor)
-    return [tensor.data_ptr(), tensor.numel() * tensor.element_size(), 0]
-
-
-def _number(argument: object) -> int:
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    assert argument is None or isinstance(argument, int)
-    assert -(2**31) <= (argument or 0) < 2**31
-    return argument or 0
-
-
-def _array(numbers: Sequence[int]) -> Any:
-    return (ctypes.c_int64 * len(numbers))(*numbers)

@@ -1,17 +1,15 @@
 """What is special about ASpT: its kernel runs here as C++ on the CPU, the threads of a block as fibers.
 
-CUDA's built-in variables become globals, ``__syncthreads`` hands over to the next thread, in an order that is drawn
-anew between any two barriers, and a copy to shared memory happens when its thread waits for it, not before.  Shared
-memory begins full of NaN.  So what only works by luck, a missing barrier, a copy that nobody waits for, an address
-beyond a tensor, is found without a GPU; the contract tests do the rest on one.
+``__syncthreads`` hands over to the next thread, in an order that is drawn anew between any two barriers, and a copy to
+shared memory happens when its thread waits for it, not before (``cuda_on_cpu.py`` has the rest).  Shared memory begins
+full of NaN.  So what only works by luck, a missing barrier, a copy that nobody waits for, an address beyond a tensor,
+is found without a GPU; the contract tests do the rest on one.
 """
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,158 +19,58 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.cuda_on_cpu import CpuKernel
 from methods.jobs import EPILOGUES, GPU, Job
 from zeroskip.core.device import cpu
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import ConvShape, Epilogue, Precision
 from zeroskip.core.oracle import expected
-from zeroskip.cuda.compile import INCLUDE
 from zeroskip.measure.bound import moved
 from zeroskip.methods.aspt import cuda
 from zeroskip.methods.aspt.cuda import AsptConfig
 from zeroskip.methods.aspt.method import METHOD
 
 # -- CUDA on the CPU ------------------------------------------------------------------------------------
-STUBS = """
+MACHINE = """
 #pragma once
-#include <setjmp.h>
-#include <signal.h>
 #include <ucontext.h>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-#include <vector>
-#define __device__
-#define __global__
-#define __shared__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-inline int min(int a, int b) { return a < b ? a : b; }
-struct Triple { unsigned x, y, z; };
-inline Triple gridDim, blockDim, blockIdx, threadIdx;
-struct uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-template <typename T> T __ldg(const T* from) { return *from; }
 
 constexpr int kShared = 232448, kGuard = 4096, kStack = 1 << 16;
-namespace zeroskip::aspt { alignas(16) inline uint4 memory[(kShared + kGuard) / 16]; }
-inline char* const shared_begin = reinterpret_cast<char*>(zeroskip::aspt::memory);
+namespace zeroskip::aspt { static uint4 memory[(kShared + kGuard) / 16]; }
+inline char* shared_begin() { return reinterpret_cast<char*>(zeroskip::aspt::memory); }
+static int64_t shared_bytes;
+constexpr bool late = true;
 
-struct Copy { void* to; const void* from; int bytes; };
 struct Fiber {
     ucontext_t context;
     std::vector<char> stack;
-    std::vector<std::vector<Copy>> groups;
+    Groups groups;
     bool ended;
 };
-inline std::vector<Fiber> fibers;
-inline ucontext_t scheduler;
-inline unsigned running;
+static std::vector<Fiber> fibers;
+static ucontext_t scheduler;
+static unsigned running;
+inline Groups& groups() { return fibers[running].groups; }
 inline void __syncthreads() {
     swapcontext(&fibers[running].context, &scheduler);
     threadIdx = {running, 0, 0};
 }
-"""
-COPY = """
-#pragma once
-namespace zeroskip {
-struct Region { const char* begin; int64_t bytes; const char* readable; };
-inline Region regions[3];
-inline int64_t faults, shared_bytes;
-
-inline void copy(void* to, const void* from, int bytes) {
-    const char* const source = static_cast<const char*>(from);
-    const int64_t offset = static_cast<char*>(to) - shared_begin;
-    bool right = offset >= 0 && offset + bytes <= shared_bytes && offset % bytes == 0;
-    right = right && reinterpret_cast<uintptr_t>(from) % bytes == 0;
-    bool known = false;
-    for (const Region& region : regions)
-        if (region.begin <= source && source + bytes <= region.begin + region.bytes) {
-            known = true;
-            for (int i = 0; i < bytes; ++i) known = known && region.readable[source - region.begin + i];
-        }
-    if (right && known) fibers[running].groups.back().push_back({to, from, bytes});
-    else ++faults;
-}
-inline void copy_16(void* to, const void* from) { copy(to, from, 16); }
-template <int kBytes>
-inline void copy_short(void* to, const void* from) {
-    copy(to, from, kBytes);
-}
-inline void copy_commit() { fibers[running].groups.emplace_back(); }
-template <int kPending> void copy_wait() {
-    auto& groups = fibers[running].groups;
-    for (; groups.size() > kPending + 1; groups.erase(groups.begin()))
-        for (const Copy& one : groups.front()) memcpy(one.to, one.from, one.bytes);
-}
-}
-"""
-HALF = """
-#pragma once
-using __half = _Float16;
-inline float __half2float(__half x) { return x; }
-inline __half __float2half_rn(float x) { return x; }
-"""
-BFLOAT = """
-#pragma once
-struct __nv_bfloat16 { uint16_t bits; };
-inline float __bfloat162float(__nv_bfloat16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float result;
-    memcpy(&result, &bits, 4);
-    return result;
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
-"""
-DRIVER = """
-#include "stubs.h"
-#include KERNEL
-template <typename A> A as(int64_t value) {
-    if constexpr (std::is_pointer_v<A>) return reinterpret_cast<A>(value);
-    else return static_cast<A>(value);
-}
-template <auto kKernel, typename... A, size_t... I>
-void call(void (*)(A...), const int64_t* arguments, std::index_sequence<I...>) { kKernel(as<A>(arguments[I])...); }
-template <typename... A> constexpr size_t count_of(void (*)(A...)) { return sizeof...(A); }
-inline const int64_t* arguments_of_all;
-template <auto kKernel> void thread() {
+inline void thread() {
     threadIdx = {running, 0, 0};
-    call<kKernel>(kKernel, arguments_of_all, std::make_index_sequence<count_of(kKernel)>{});
+    body();
     fibers[running].ended = true;
     swapcontext(&fibers[running].context, &scheduler);
 }
-inline sigjmp_buf before;
-inline void leave(int) { siglongjmp(before, 1); }
-template <auto kKernel>
-int64_t launch(int64_t count, const int64_t* arguments, const int64_t* sizes, const int64_t* tensors) {
-    using namespace zeroskip;
-    if (count != count_of(kKernel)) return -1;
-    gridDim = {unsigned(sizes[0]), unsigned(sizes[1]), unsigned(sizes[2])};
-    const unsigned threads = sizes[3];
-    shared_bytes = sizes[4];
-    uint64_t random = sizes[5];
-    for (int i = 0; i < 3; ++i)
-        regions[i] = {as<const char*>(tensors[3 * i]), tensors[3 * i + 1], as<const char*>(tensors[3 * i + 2])};
-    faults = 0;
-    arguments_of_all = arguments;
+// sizes: bytes of shared memory; a number that decides in which order threads run.
+inline void run_grid(const int64_t* sizes) {
+    const unsigned threads = blockDim.x;
+    shared_bytes = sizes[0];
+    uint64_t random = sizes[1];
     fibers.resize(threads);
-    struct sigaction ours = {}, theirs;
-    ours.sa_handler = leave;
-    sigaction(SIGSEGV, &ours, &theirs);
-    if (sigsetjmp(before, 1)) {
-        sigaction(SIGSEGV, &theirs, nullptr);
-        return -3;  // an address far from everything
-    }
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
-        memset(shared_begin, 0xff, kShared + kGuard);
+        memset(shared_begin(), 0xff, kShared + kGuard);
         std::vector<unsigned> order(threads);
         for (unsigned t = 0; t < threads; ++t) {
             order[t] = t;
@@ -183,7 +81,7 @@ int64_t launch(int64_t count, const int64_t* arguments, const int64_t* sizes, co
             fibers[t].context.uc_stack.ss_sp = fibers[t].stack.data();
             fibers[t].context.uc_stack.ss_size = kStack;
             fibers[t].context.uc_link = nullptr;
-            makecontext(&fibers[t].context, thread<kKernel>, 0);
+            makecontext(&fibers[t].context, thread, 0);
         }
         for (unsigned ended = 0; ended < threads;) {
             for (unsigned t = threads - 1; t > 0; --t) {
@@ -201,85 +99,32 @@ int64_t launch(int64_t count, const int64_t* arguments, const int64_t* sizes, co
         }
         for (const Fiber& fiber : fibers)
             for (const auto& group : fiber.groups) faults += group.size();  // nobody waited for it
-        for (int64_t i = shared_bytes; i < kShared + kGuard; ++i) faults += shared_begin[i] != char(0xff);
+        for (int64_t i = shared_bytes; i < kShared + kGuard; ++i) faults += shared_begin()[i] != char(0xff);
     }
-    sigaction(SIGSEGV, &theirs, nullptr);
-    return faults;
 }
-#define ENTRY(name, ...) extern "C" int64_t name(int64_t n, const int64_t* a, const int64_t* s, const int64_t* t) { \\
-    return launch<__VA_ARGS__>(n, a, s, t); }
 """
 
 
-class Emulator:
-    """Instances of the kernel, compiled by g++; stands in for ``zeroskip.cuda.launch.load``."""
+class Emulator(CpuKernel):
+    seed = 0
 
     def __init__(self, folder: Path, expressions: Sequence[str], kernel: Path = cuda.KERNEL) -> None:
-        (folder / "zeroskip").mkdir()
-        (folder / "zeroskip" / "copy.cuh").write_text(COPY)
-        (folder / "cuda_fp16.h").write_text(HALF)
-        (folder / "cuda_bf16.h").write_text(BFLOAT)
-        (folder / "stubs.h").write_text(STUBS)
-        self.names = {text: f"entry_{i}" for i, text in enumerate(dict.fromkeys(expressions))}
-        entries = "".join(f"ENTRY({name}, {text})\n" for text, name in self.names.items())
-        (folder / "driver.cpp").write_text(DRIVER + entries)
-        command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC"]
-        command += [f'-DKERNEL="{kernel}"', f"-I{folder}", f"-I{INCLUDE}"]
-        command += ["-o", str(folder / "emulated.so"), str(folder / "driver.cpp")]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert built.returncode == 0, built.stderr[:4000]
-        self.library = ctypes.CDLL(str(folder / "emulated.so"))
-        self.tensors: list[Tensor] = []
-        self.seed = 0
-
-    def load(self, built: bytes) -> Any:
-        self.expression = built.decode()
-        return self
+        super().__init__(folder, kernel, expressions, {"machine.h": MACHINE})
 
     def launch(
         self,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
-        arguments: Sequence[object],
+        arguments: Sequence[Any],
         *,
         shared_bytes: int,
         dependent: bool,
     ) -> None:
         assert dependent
-        assert grid[1] <= 65535
         assert grid[2] == block[1] == block[2] == 1
-        numbers = [_number(argument) for argument in arguments]
-        readable = [number for at in (0, 1, 2) for number in self._readable(arguments[at])]
-        function = getattr(self.library, self.names[self.expression])
-        function.restype = ctypes.c_int64
-        sizes = [*grid, block[0], shared_bytes, self.seed]
-        faults = function(ctypes.c_int64(len(numbers)), _array(numbers), _array(sizes), _array(readable))
-        assert faults != -1, "the kernel takes other arguments"
-        assert faults != -3, "an address lies far from everything"
+        faults = self.run(grid, block, arguments, arguments[:3], shared_bytes, self.seed)
         assert faults < 1 << 20, "some threads ended while others waited"
         assert faults == 0, f"{faults} copies were outside, not aligned or not waited for, or bytes behind the memory"
-
-    def _readable(self, tensor: object) -> list[int]:
-        """Address and size of a tensor's storage, and address of a byte for each of its bytes: may it be read?"""
-        assert isinstance(tensor, Tensor)
-        storage, item = tensor.untyped_storage(), tensor.element_size()
-        mask = torch.zeros(storage.nbytes() // item, dtype=torch.uint8)
-        mask.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(1)
-        mask = mask.repeat_interleave(item)
-        self.tensors = [*self.tensors[-2:], mask]
-        return [storage.data_ptr(), storage.nbytes(), mask.data_ptr()]
-
-
-def _number(argument: object) -> int:
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    assert argument is None or isinstance(argument, int)
-    assert -(2**31) <= (argument or 0) < 2**31
-    return argument or 0
-
-
-def _array(numbers: Sequence[int]) -> Any:
-    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 # -- cases ----------------------------------------------------------------------------------------------

@@ -1,14 +1,12 @@
 """What is special about depthwise: its kernels run here as C++ on the CPU, thread by thread, with every load checked.
 
-CUDA's built-in variables become globals, and the predicated loads functions that refuse what is not an element of a
-tensor or not aligned.  So index arithmetic is tested without a GPU; the contract tests do the rest on one.
+Predicated loads become functions that refuse what is not an element of a tensor or not aligned (``cuda_on_cpu.py`` has
+the rest).  So index arithmetic is tested without a GPU; the contract tests do the rest on one.
 """
 
 from __future__ import annotations
 
-import ctypes
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.cuda_on_cpu import CpuKernel
 from zeroskip.core.device import Device, cpu
 from zeroskip.core.graph import Segment
 from zeroskip.core.layer import PRECISION_DTYPES, ConvShape, Epilogue, Layer, Precision, Sparsity
 from zeroskip.core.oracle import expected
-from zeroskip.cuda.compile import INCLUDE
 from zeroskip.methods.depthwise import cuda
 from zeroskip.methods.depthwise.cuda import DepthwiseConfig
 from zeroskip.methods.depthwise.method import METHOD
@@ -30,99 +28,29 @@ from zeroskip.methods.depthwise.method import METHOD
 GPU = Device("cuda", "an H100", 50 * 2**20, arch="sm_90a", num_sms=132)
 
 # -- CUDA on the CPU ------------------------------------------------------------------------------------
-STUBS = """
+FILES = {
+    "load_if.cuh": """
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-#define __device__
-#define __global__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-struct Triple { unsigned x, y, z; };
-inline Triple gridDim, blockDim, blockIdx, threadIdx;
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
-inline unsigned __umulhi(unsigned a, unsigned b) { return (static_cast<uint64_t>(a) * b) >> 32; }
-template <typename T> T __ldg(const T* from) { return *from; }
-"""
-HALF = """
-#pragma once
-using __half = _Float16;
-inline float __half2float(__half x) { return x; }
-inline __half __float2half_rn(float x) { return x; }
-"""
-BFLOAT = """
-#pragma once
-struct __nv_bfloat16 { uint16_t bits; };
-inline float __bfloat162float(__nv_bfloat16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float result;
-    memcpy(&result, &bits, 4);
-    return result;
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
-"""
-LOADS = """
-#pragma once
-struct Region { const char* begin; int64_t bytes; const char* readable; };
-inline Region regions[3];
-inline int64_t faults;
-inline bool readable(const char* from, int bytes) {
-    for (const Region& region : regions)
-        if (region.begin <= from && from + bytes <= region.begin + region.bytes) {
-            bool all = true;
-            for (int byte = 0; byte < bytes; ++byte) all = all && region.readable[from - region.begin + byte];
-            return all;
-        }
-    return false;
-}
 template <int Offset, typename Word>
 void load_if(bool there, const void* from, Word& to) {
     const char* address = static_cast<const char*>(from) + Offset;
     if (!there) return;
-    if (reinterpret_cast<uintptr_t>(address) % sizeof(Word) || !readable(address, sizeof(Word))) ++faults;
+    if (!aligned(address, sizeof(Word)) || !readable(address, sizeof(Word))) ++faults;
     else memcpy(&to, address, sizeof(Word));
 }
-"""
-DRIVER = """
-#include "stubs.h"
-#include KERNEL
-template <typename A> A as(int64_t value) {
-    if constexpr (std::is_pointer_v<A>) return reinterpret_cast<A>(value);
-    else return static_cast<A>(value);
-}
-template <typename... A, size_t... I>
-void run(void (*kernel)(A...), const int64_t* arguments, std::index_sequence<I...>) {
+""",
+    "machine.h": """
+inline void run_grid(const int64_t*) {
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
     for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
     for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x)
     for (threadIdx.y = 0; threadIdx.y < blockDim.y; ++threadIdx.y)
     for (threadIdx.z = 0; threadIdx.z < blockDim.z; ++threadIdx.z)
-        kernel(as<A>(arguments[I])...);
+        body();
 }
-template <typename... A>
-int64_t launch(
-    void (*kernel)(A...), int64_t count, const int64_t* arguments, const int64_t* sizes, const int64_t* memory) {
-    if (count != sizeof...(A)) return -1;
-    gridDim = {unsigned(sizes[0]), unsigned(sizes[1]), unsigned(sizes[2])};
-    blockDim = {unsigned(sizes[3]), unsigned(sizes[4]), unsigned(sizes[5])};
-    for (int i = 0; i < 3; ++i)
-        regions[i] = {as<const char*>(memory[3 * i]), memory[3 * i + 1], as<const char*>(memory[3 * i + 2])};
-    faults = 0;
-    run(kernel, arguments, std::make_index_sequence<sizeof...(A)>{});
-    return faults;
+""",
 }
-#define ENTRY(name, ...) extern "C" int64_t name(int64_t n, const int64_t* a, const int64_t* s, const int64_t* m) { \\
-    return launch(__VA_ARGS__, n, a, s, m); }
-"""
 
 
 @dataclass(frozen=True)
@@ -161,77 +89,20 @@ class Case:
         return big[:n, :c, :h, :w].copy_(values)
 
 
-class Emulator:
-    """Instances of the kernels, compiled by g++; stands in for ``zeroskip.cuda.launch.load``."""
-
+class Emulator(CpuKernel):
     def __init__(self, folder: Path, expressions: Sequence[str]) -> None:
-        (folder / "load_if.cuh").write_text(LOADS)
-        (folder / "cuda_fp16.h").write_text(HALF)
-        (folder / "cuda_bf16.h").write_text(BFLOAT)
-        (folder / "stubs.h").write_text(STUBS)
-        self.names = {text: f"entry_{i}" for i, text in enumerate(dict.fromkeys(expressions))}
-        entries = "".join(f"ENTRY({name}, {text})\n" for text, name in self.names.items())
-        (folder / "driver.cpp").write_text(DRIVER + entries)
-        command = [
-            "g++",
-            "-std=c++17",
-            "-O1",
-            "-ffp-contract=off",
-            "-w",
-            "-shared",
-            "-fPIC",
-            f'-DKERNEL="{cuda.KERNEL}"',
-        ]
-        command += [f"-I{folder}", f"-I{INCLUDE}", "-o", str(folder / "emulated.so"), str(folder / "driver.cpp")]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert built.returncode == 0, built.stderr[:4000]
-        self.library = ctypes.CDLL(str(folder / "emulated.so"))
-        self.tensors: list[Tensor] = []
-
-    def load(self, built: bytes) -> Any:
-        self.expression = built.decode()
-        return self
+        super().__init__(folder, cuda.KERNEL, expressions, FILES)
 
     def launch(
         self,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
-        arguments: Sequence[object],
+        arguments: Sequence[Any],
         *,
         dependent: bool = False,
     ) -> None:
-        assert max(grid[1:]) <= 65535
-        numbers = [_number(argument) for argument in arguments]
-        x, residual, taps = (self._readable(arguments[at]) for at in (0, 8, 12))
-        function = getattr(self.library, self.names[self.expression])
-        function.restype = ctypes.c_int64
-        faults = function(
-            ctypes.c_int64(len(numbers)), _array(numbers), _array([*grid, *block]), _array([*x, *residual, *taps])
-        )
+        faults = self.run(grid, block, arguments, [arguments[at] for at in (0, 8, 12)])
         assert faults == 0, f"{faults} loads of {self.expression} were outside their tensor or not aligned"
-
-    def _readable(self, tensor: object) -> list[int]:
-        """Address and size of a tensor's storage, and address of a byte for each of its bytes: may it be read?"""
-        if not isinstance(tensor, Tensor):
-            return [0, 0, 0]
-        storage, item = tensor.untyped_storage(), tensor.element_size()
-        mask = torch.zeros(storage.nbytes() // item, dtype=torch.uint8)
-        mask.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(1)
-        mask = mask.repeat_interleave(item)
-        self.tensors.append(mask)
-        return [storage.data_ptr(), storage.nbytes(), mask.data_ptr()]
-
-
-def _number(argument: object) -> int:
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    assert argument is None or isinstance(argument, int)
-    assert -(2**31) <= (argument or 0) < 2**31
-    return argument or 0
-
-
-def _array(numbers: Sequence[int]) -> Any:
-    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 @dataclass(frozen=True)

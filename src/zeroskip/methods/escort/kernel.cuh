@@ -37,8 +37,10 @@
 // Assumes: columns of x, y and residual are contiguous; with kWide > 1 rows of x are multiples of kWide, and aligned so.
 #pragma once
 
-#include <async.cuh>
+#include <shared.cuh>
 #include <windows.cuh>
+#include <zeroskip/cluster.cuh>
+#include <zeroskip/copy.cuh>
 #include <zeroskip/types.cuh>
 
 namespace zeroskip::escort {
@@ -121,7 +123,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kMode, kRows, Tile:
     auto copy_chunk = [&](int s, uint4* stage) {
         const uint4* const from = my_chunks + static_cast<long long>(s) * chunk_units;
 #pragma unroll 1
-        for (int i = threadIdx.x; i < chunk_units; i += kThreads) copy_weights(stage + tile_units + i, from + i);
+        for (int i = threadIdx.x; i < chunk_units; i += kThreads) copy_16(stage + tile_units + i, from + i);
     };
     // Each thread copies the same vectors of every kGroups-th channel.
     constexpr int kVectors = kImages * Patch::kRows * Patch::kVectors;
@@ -156,9 +158,12 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kMode, kRows, Tile:
 
     const int ahead = max(1, stages - 1);  // slabs under way
     dependent_launch();
-    if (kSplit > 1 && threadIdx.x == 0) arrival->expect(kInbox * 16);
+    if (kSplit > 1 && threadIdx.x == 0) {
+        arrival->init();
+        arrival->expect(kInbox * 16);
+    }
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kHeads; i += kThreads) copy_weights(memory + 1 + i, heads + blockIdx.y * kHeads + i);
+    for (int i = threadIdx.x; i < kHeads; i += kThreads) copy_16(memory + 1 + i, heads + blockIdx.y * kHeads + i);
 #pragma unroll 1
     for (int i = 0; i < ahead && first_slab + i < last_slab; ++i) copy_chunk(first_slab + i, stage_memory + i * stage_units);
 #pragma unroll 1
@@ -271,6 +276,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kMode, kRows, Tile:
         for (int r = 0; r < kRows; ++r) {
             const int position = r * kWarps + warp, owner = position % kSplit;
             float* const line = inbox + (rank * kOwned + position / kSplit) * (kPieces * kLine) + lane * kPiece;
+            const unsigned there = peer_address(line, owner), count = peer_address(arrival, owner);
 #pragma unroll
             for (int piece = 0; piece < kPieces; ++piece) {
                 float values[kPiece] = {};
@@ -278,10 +284,17 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kMode, kRows, Tile:
                 for (int i = 0; i < kPiece; ++i) {
                     if (piece * kPiece + i < kPixels) values[i] = sums[r][piece * kPiece + i];
                 }
-                push<kPiece>(line + piece * kLine, values, owner, arrival);
+                const unsigned to = there + piece * kLine * sizeof(float);
+                if constexpr (kPiece == 4) {
+                    push(to, float4{values[0], values[1], values[2], values[3]}, count);
+                } else if constexpr (kPiece == 2) {
+                    push(to, float2{values[0], values[1]}, count);
+                } else {
+                    push(to, values[0], count);
+                }
             }
         }
-        arrival->wait();
+        arrival->wait<true>(0);
 #pragma unroll 1
         for (int i = warp; i < kOwned * kPieces; i += kWarps) {
             float values[kPiece] = {};

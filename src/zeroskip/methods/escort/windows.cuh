@@ -10,8 +10,7 @@
 // computed goto: it makes a tree of branches of a switch.
 #pragma once
 
-#include <async.cuh>
-#include <zeroskip/types.cuh>
+#include <zeroskip/copy.cuh>
 
 namespace zeroskip::escort {
 

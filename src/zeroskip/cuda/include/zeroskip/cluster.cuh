@@ -32,6 +32,13 @@ __device__ __forceinline__ void push(unsigned to, float4 piece, unsigned arrival
                  : "memory");
 #endif
 }
+__device__ __forceinline__ void push(unsigned to, float2 piece, unsigned arrival) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to),
+                 "f"(piece.x), "f"(piece.y), "r"(arrival)
+                 : "memory");
+#endif
+}
 __device__ __forceinline__ void push(unsigned to, float value, unsigned arrival) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to), "f"(value),

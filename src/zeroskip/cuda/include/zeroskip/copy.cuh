@@ -14,7 +14,7 @@ __device__ __forceinline__ void copy_16(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 
-// 4 or 8 bytes; both addresses are multiples of that.
+// 4, 8 or 16 bytes through L1; both addresses are multiples of that.
 template <int kBytes>
 __device__ __forceinline__ void copy_short(void* shared, const void* global) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(shared)), "l"(global), "n"(kBytes)
