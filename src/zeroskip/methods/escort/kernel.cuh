@@ -158,10 +158,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kMode, kRows, Tile:
 
     const int ahead = max(1, stages - 1);  // slabs under way
     dependent_launch();
-    if (kSplit > 1 && threadIdx.x == 0) {
-        arrival->init();
-        arrival->expect(kInbox * 16);
-    }
+    if (kSplit > 1 && threadIdx.x == 0) arrival->init();
 #pragma unroll 1
     for (int i = threadIdx.x; i < kHeads; i += kThreads) copy_16(memory + 1 + i, heads + blockIdx.y * kHeads + i);
 #pragma unroll 1
@@ -173,6 +170,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kMode, kRows, Tile:
     }
     if constexpr (kSplit > 1) {
         cluster_sync();  // before others write here
+        if (threadIdx.x == 0) arrival->expect(kInbox * 16);
     } else {
         __syncthreads();
     }
