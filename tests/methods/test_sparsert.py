@@ -116,9 +116,6 @@ def test_an_image_that_its_code_does_not_reach_is_refused() -> None:
         {"terms": -1},
         {"vector": 3},
         {"split": 3},
-        {"mates": 3},
-        {"mates": 2, "split": 2},
-        {"mates": 2, "walk": 3},
         {"balance": "chance"},
         {"rows": 129},
         {"warps": 33},
@@ -131,7 +128,7 @@ def test_an_image_that_its_code_does_not_reach_is_refused() -> None:
     ],
 )
 def test_a_configuration_checks_itself(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"sizes|vector|balance|sums|threads|registers|float16|walk|shared|mates"):
+    with pytest.raises(ValueError, match=r"sizes|vector|balance|sums|threads|registers|float16|walk|shared"):
         replace(SparseRTConfig(8), **change)
 
 
@@ -183,12 +180,8 @@ def test_blocks_that_a_gpu_has_no_room_for_are_refused() -> None:
 
 def test_there_are_no_clusters_before_hopper() -> None:
     job = Job.of(ConvShape(1, 256, 14, 14, 256, 1, 1), weight=sparse(ConvShape(1, 256, 14, 14, 256, 1, 1), 0.1))
-    old, new = METHOD.configs(job.segment, OLD), METHOD.configs(job.segment, GPU)
-    assert {(candidate.config.split, candidate.config.mates) for candidate in old} == {(1, 1)}
-    assert {candidate.config.mates for candidate in new} > {1}
-    mates = next(candidate.config for candidate in new if candidate.config.mates > 1)
-    with pytest.raises(Unsupported, match="sm_80 has no clusters"):
-        METHOD.bind(job.segment, METHOD.pack(job.segment, job.parameters, mates), b"", OLD)
+    assert {config.split for config in estimate._menu(job.segment.layer, OLD)} == {1}
+    assert {config.split for config in estimate._menu(job.segment.layer, GPU)} == {1, 2, 4, 8}
     with pytest.raises(ValueError, match="sm_80 has no clusters"):
         text(job, SparseRTConfig(8, split=2), "sm_80")
 
@@ -214,8 +207,7 @@ def test_candidates_are_ordered_and_bounded(shape: ConvShape, density: float) ->
         assert 0 < len(found) <= estimate.MOST_CANDIDATES
         assert len({candidate.config for candidate in found}) == len(found)
         assert all(before.run_seconds <= after.run_seconds for before, after in itertools.pairwise(found))
-        codes = {replace(one.config, mates=1): one.build_seconds for one in found}
-        assert len(found) == 1 or sum(codes.values()) <= 1.05 * estimate.MOST_SECONDS_TOGETHER
+        assert len(found) == 1 or sum(one.build_seconds for one in found) <= estimate.MOST_SECONDS_TOGETHER
         for candidate in found:
             assert from_json(SparseRTConfig, to_json(candidate.config)) == candidate.config
 
@@ -268,9 +260,6 @@ FITTING = {
     "more parts than rows": (ODD, replace(BASE, rows=2, groups=2, split=8)),
     "walk": (ODD, replace(BASE, walk=2)),
     "walk of groups": (ODD, replace(BASE, walk=2, groups=2, stack=2)),
-    "mates": (ODD, replace(BASE, mates=4, groups=2)),
-    "mates behind the last tile": (ConvShape(1, 30, 8, 12, 20, 1, 1), replace(BASE, mates=4)),
-    "walking mates": (replace(ODD, n=4), replace(BASE, mates=2, walk=4)),
     "gaps": (ODD, replace(BASE, gaps=True, groups=2)),
     "gaps of one image": (SAME, replace(BASE, gaps=True, pieces=2, registers=128)),
     "border": (SAME, BASE),

@@ -37,9 +37,6 @@ class SparseRTConfig:
     teams that share its nonzeros (SparseRT's thread groups); ``split`` blocks of a cluster share them further.  Their
     sums meet in shared memory.
 
-    ``mates``: so many blocks side by side, which run the same code for other pixels, are a cluster.  They do not know
-    of each other, but lie in one GPC, whose multiprocessors get their instructions through one narrow door.
-
     ``walk``: how many blocks take turns at the tiles of pixels, so that their code stays in the instruction cache; 0
     gives each tile a block of its own.  ``balance``: how rows are grouped (``pack/row_groups.py``).  ``halo``: x comes
     with a border of zeros as wide as the padding, instead of tests.  ``gaps``: y may have gaps between its rows and
@@ -55,7 +52,6 @@ class SparseRTConfig:
     stack: int = 1
     groups: int = 1
     split: int = 1
-    mates: int = 1
     walk: int = 0
     balance: Balance = "columns"
     halo: bool = False
@@ -69,10 +65,6 @@ class SparseRTConfig:
             raise ValueError(f"sizes must be positive, walk and terms at least 0, got {self}")
         if self.vector not in (1, 2, 4, 8) or self.split not in (1, 2, 4, 8):
             raise ValueError(f"vector and split must be 1, 2, 4 or 8, got {self}")
-        if self.mates not in (1, 2, 4, 8) or (self.mates > 1 and self.split > 1):
-            raise ValueError(f"mates must be 1, 2, 4 or 8, and 1 where blocks of a cluster share rows, got {self}")
-        if self.walk % self.mates:
-            raise ValueError(f"mates walk together, walk must be a multiple of {self.mates}: {self}")
         if self.balance not in ("ranges", "nonzeros", "columns"):
             raise ValueError(f"balance must be ranges, nonzeros or columns, got {self}")
         if self.sums > MOST_SUMS:
@@ -162,10 +154,6 @@ class SparseRTConfig:
     def tiles(self, shape: ConvShape) -> int:
         """Of pixels."""
         return -(-shape.n * shape.p * shape.q // self.tile)
-
-    def side_by_side(self, shape: ConvShape) -> int:
-        """Blocks that run the same code: those behind the last tile compute its last pixel once more."""
-        return self.walk or -(-self.tiles(shape) // self.mates) * self.mates
 
 
 @dataclass(frozen=True)

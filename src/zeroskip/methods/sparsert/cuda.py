@@ -15,7 +15,7 @@ from zeroskip.core.layout import allocate
 from zeroskip.cuda import assemble
 from zeroskip.cuda.launch import load
 from zeroskip.methods.sparsert.config import SparseRTConfig, SparseRTPacked
-from zeroskip.methods.sparsert.emit import CLUSTERS, SYMBOL, emit
+from zeroskip.methods.sparsert.emit import SYMBOL, emit
 from zeroskip.pack.csr import Csr
 from zeroskip.pack.row_groups import RowGroups
 
@@ -59,12 +59,10 @@ class SparseRTRun:
         config, shape = packed.config, packed.layer.shape
         if config.shared_bytes > device.shared_bytes:
             raise Unsupported(f"a block would need {config.shared_bytes} bytes of shared memory: {config}")
-        if config.mates > 1 and device.generation < CLUSTERS:
-            raise Unsupported(f"{device.arch} has no clusters: {config}")
         self.kernel = load(built)
-        self.grid = (config.side_by_side(shape), config.blocks(shape), config.split)
+        self.grid = (config.walk or config.tiles(shape), config.blocks(shape), config.split)
         self.block = (config.threads, 1, 1)
-        self.cluster = (config.mates, 1, config.split) if config.mates * config.split > 1 else None
+        self.cluster = (1, 1, config.split) if config.split > 1 else None
         self.shared_bytes = config.shared_bytes
         self.halo, self.gaps = shape.padding if config.halo else None, config.gaps
 

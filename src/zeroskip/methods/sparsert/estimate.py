@@ -26,7 +26,7 @@ ASSEMBLED = 9e-5
 2,000 to 460,000 instructions and 4 to 64 rows; proportional, since functions are assembled one by one."""
 MOST_SECONDS = 60.0
 """Of one core: what would take longer to assemble is not tried."""
-MOST_SECONDS_TOGETHER = 80.0
+MOST_SECONDS_TOGETHER = 120.0
 """Of all candidates of a layer, on one core."""
 MOST_CANDIDATES = 24
 SIMILAR = 0.02
@@ -67,15 +67,12 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
     for one in sorted(found, key=lambda one: one.seconds):
         config = one.config
         kinds = [("rows", config.rows), ("tile", config.tile), ("split", config.split), ("halo", config.halo)]
-        kinds.append(("mates", config.mates))
         order.append((one.seconds * (1 + SIMILAR * sum(seen[kind] for kind in kinds)), one))
         seen.update(kinds)
     chosen: list[Estimate] = []
-    together, assembled = 0.0, set[SparseRTConfig]()
+    together = 0.0
     for _, one in sorted(order, key=lambda pair: pair[0]):
-        if (code := replace(one.config, mates=1)) not in assembled:
-            together += one.build_seconds
-            assembled.add(code)
+        together += one.build_seconds
         if chosen and (together > MOST_SECONDS_TOGETHER or len(chosen) == MOST_CANDIDATES):
             break
         chosen.append(one)
@@ -88,7 +85,7 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
 
 
 # -- the menu -------------------------------------------------------------------------------------------
-ROWS, WARPS, TEAMS = (2, 4, 8, 16, 32, 64), (1, 2, 3, 4, 5, 6, 7, 8, 13, 16), (1, 2, 4, 8)
+ROWS, WARPS, TEAMS = (2, 4, 8, 16, 32, 64), (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 25, 32), (1, 2, 4, 8)
 FULLEST = 0.6
 """Of a block's threads, how many have a pixel of their own."""
 FEWEST, MOST = 16, 8000
@@ -148,13 +145,6 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
         looping = replace(config, registers=config.registers + OTHERS_OF_LOOP)
         walks = sorted({device.num_sms // blocks, device.num_sms * looping.resident // blocks})
         found += [replace(looping, walk=walk) for walk in walks if 0 < walk < tiles]
-    if config.split == 1 and device.generation >= CLUSTERS:
-        found = [
-            replace(one, mates=mates, walk=one.walk // mates * mates)
-            for one in found
-            for mates in (1, 2, 4, 8)
-            if mates <= (one.walk or tiles)
-        ]
     for one in found:
         try:
             check(layer, one)
@@ -166,16 +156,15 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
 
 # -- the model ------------------------------------------------------------------------------------------
 CLOCK = 1.7e9
-LAUNCH, WAVE, SPLIT = 600.0, 2000.0, 2800.0
+LAUNCH, WAVE, SPLIT = 600.0, 1650.0, 3500.0
 """Cycles: of any call, of each wave of blocks but the first, of the sums' way through a cluster.  These and the rates
-below were fitted to 600 configurations of 30 layers on an H100: 20% off.  What is in the way most counts most: see
-``SHARPNESS``."""
-ISSUE, WAITING, L1 = 3.6, 7.0, 0.4
+below were fitted to 535 configurations of 28 layers on an H100: 23% off (root mean square of the logarithm)."""
+ISSUE, WAITING, L1 = 2.7, 7.6, 0.2
 """Cycles for an instruction: of a scheduler for each of its warps; of a warp for each of its own, since instructions
 arrive later than they could be issued; for 128 bytes of L1."""
-GPC, TPC, X, GLOBAL = 29.0, 10.0, 26.0, 13.0
-"""Bytes a cycle: of instructions for the multiprocessors of a GPC and for the two of a TPC, which share what comes; of
-x from L2, and of what is read and written at least, for a multiprocessor."""
+GPC, SM, X, GLOBAL = 30.0, 5.4, 37.0, 12.0
+"""Bytes a cycle: of instructions, for the multiprocessors of a GPC, which share what comes, and for each of them; for a
+multiprocessor, of x from L2, and of what is read and written at least."""
 GPCS = 8
 SHARPNESS = 4
 """Of the norm by which the time is more than its longest part: infinite if parts never delayed each other."""
@@ -191,7 +180,7 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     """A rough model of one multiprocessor, meant to order candidates."""
     shape, item = layer.shape, PRECISION_BYTES[layer.precision]
     work = _work(layer, config)
-    blocks, beside = config.blocks(shape), config.side_by_side(shape)
+    blocks, beside = config.blocks(shape), config.walk or config.tiles(shape)
     total = blocks * beside * config.split
     per_sm = math.ceil(total / max(device.num_sms, 1))
     resident = min(config.resident, device.shared_bytes // max(config.shared_bytes, 1))
@@ -199,8 +188,8 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     per_turn = math.ceil(config.tiles(shape) / beside)
     code = 16 * work.instructions * config.teams
     codes, again = blocks * config.split, 1 if code < INSTRUCTION_CACHE else per_turn
-    of_gpc = min(codes, total / GPCS / config.mates) * code * again
-    of_tpc = min(codes, max(1.0, 2 * total / device.num_sms / min(config.mates, 2))) * code * again
+    of_gpc = min(codes, total / GPCS) * code * again
+    of_sm = min(codes, per_sm) * code * again
     x = per_sm * per_turn * work.columns * config.tile * item
     least = item * shape.n * (shape.c * shape.h * shape.w + shape.k * shape.p * shape.q) / device.num_sms
     parts = (
@@ -208,7 +197,7 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
         WAITING * waves * per_turn * work.instructions,
         L1 * per_sm * per_turn * config.threads / 32 * work.wavefronts,
         of_gpc / GPC,
-        of_tpc / TPC,
+        of_sm / SM,
         x / X,
         least / GLOBAL,
     )

@@ -154,7 +154,7 @@ class _Code:
         number = body.to("r", "mad.lo.u32", f"{self.tile}, {config.tile}, {first}")
         if index:
             number = body.to("r", "add.u32", f"{number}, {index * config.lanes * config.vector}")
-        if count % config.tile or config.side_by_side(shape) > config.tiles(shape):
+        if count % config.tile:
             # Threads behind the last pixel compute the last one too, and store the same bits.  With a test before the
             # store ptxas would not take a warp's threads for one any more and would fetch what is common to them anew
             # for every few loads: a tenth more instructions.
