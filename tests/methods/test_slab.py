@@ -62,13 +62,10 @@ def test_other_devices_and_layers_are_refused() -> None:
         {"mode": "boxes", "mates": 4},
         {"mode": "boxes", "mates": 2, "slab": 63},
         {"mode": "boxes", "mates": 4, "split": 4, "blocks": 4},
-        {"walk": 2},
-        {"mode": "boxes", "walk": 2, "split": 2},
-        {"mode": "boxes", "walk": 2, "rows": 16},
     ],
 )
 def test_a_configuration_checks_itself(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"lanes|stages|sizes|split|sums|threads|mode|wide|mates|box|walks"):
+    with pytest.raises(ValueError, match=r"lanes|stages|sizes|split|sums|threads|mode|wide|mates|box"):
         replace(GOOD, **change)  # type: ignore[arg-type]
 
 
@@ -139,12 +136,6 @@ def test_the_likeliest_of_every_kind_comes_early() -> None:
     found = METHOD.configs(Job.of(ConvShape(1, 512, 14, 14, 512, 1, 1)).segment, GPU)
     assert found[0].run_seconds == min(candidate.run_seconds for candidate in found)
     assert len({(one.config.mode, one.config.split, one.config.mates) for one in found[:24]}) > 4
-
-
-def test_many_tiles_may_be_the_work_of_one_block() -> None:
-    found = [one.config for one in METHOD.configs(Job.of(ConvShape(32, 32, 112, 112, 64, 1, 1)).segment, GPU)]
-    assert any(config.walk > 1 for config in found[:24])
-    assert all(config.walk == 1 for config in found if not config.engine or config.sums > 32)
 
 
 def test_an_older_gpu_has_no_copy_engine_and_no_clusters() -> None:

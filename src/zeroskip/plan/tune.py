@@ -28,6 +28,9 @@ from zeroskip.plan.plan import Rejection
 MOST_CANDIDATES = {"cpu": 8, "cuda": 24}
 """Of one method: the likeliest ones by its own estimate.  A run takes microseconds on a GPU, and its kernels compile
 side by side."""
+DEAR, HOPELESS = 2.0, 1.7
+"""What takes longer than so many seconds to build is built only if its estimate is not so many times what the others
+took."""
 FINALISTS = 3
 """Of one method, after one quick run of each candidate: they go into the interleaved measurement."""
 FINAL_SECONDS = 0.6
@@ -124,30 +127,45 @@ def _tune(
         name: list(candidates.get(name) or method.configs(segment, device))[: MOST_CANDIDATES[device.kind]]
         for name, method in methods.items()
     }
-    prepared = _prepared(segment, methods, parameters, device, chosen)
-    with torch.no_grad():
-        for name, method in methods.items():
-            quick: list[tuple[float, Stage]] = []
-            problem = ""
-            for candidate, ready in zip(chosen[name], prepared[name], strict=True):
+    quick: dict[str, list[tuple[float, Stage]]] = {name: [] for name in methods}
+    problems: dict[str, str] = {}
+
+    def run(some: Mapping[str, Sequence[Candidate[Any]]]) -> None:
+        """Check and time each once."""
+        prepared = _prepared(segment, methods, parameters, device, some)
+        for name, found in some.items():
+            method = methods[name]
+            for candidate, ready in zip(found, prepared[name], strict=True):
                 try:
                     stage = Stage(bind(method, segment, parameters, candidate, device, ready()), case)
                     verdict = check(stage, oracle)
                     # A dense library defines what the model computes, however often it rounds in half precision.
                     if not verdict.right and method.exploits != "nothing":
-                        problem = (
+                        problems[name] = (
                             f"WRONG: an element is {verdict.worst:.3g} times its error bound away with "
                             f"{candidate.config}"
                         )
                         continue
-                    quick.append((once(stage, device), stage))
+                    quick[name].append((once(stage, device), stage))
                 except (ZeroskipError, RuntimeError) as error:
-                    problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            if not quick:
-                rejected.append(Rejection(name, problem or "has no configuration for this layer"))
-                continue
-            quick.sort(key=lambda pair: pair[0])
-            stages |= {f"{name}/{index}": stage for index, (_, stage) in enumerate(quick[:FINALISTS])}
+                    problems[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+    with torch.no_grad():
+        run({name: [one for one in found if one.build_seconds <= DEAR] for name, found in chosen.items()})
+        best = min((seconds for found in quick.values() for seconds, _ in found), default=math.inf)
+        dear = {name: [one for one in found if one.build_seconds > DEAR] for name, found in chosen.items()}
+        for name, found in dear.items():
+            if found and (soonest := min(found, key=lambda one: one.run_seconds)).run_seconds > HOPELESS * best:
+                problems[name] = (
+                    f"not tried: {soonest.build_seconds:.0f} s to build for an estimated "
+                    f"{soonest.run_seconds * 1e6:.1f} us, the fastest took {best * 1e6:.1f} us"
+                )
+        run({name: [one for one in found if one.run_seconds <= HOPELESS * best] for name, found in dear.items()})
+        for name in methods:
+            if not quick[name]:
+                rejected.append(Rejection(name, problems.get(name) or "has no configuration for this layer"))
+            fastest = sorted(quick[name], key=lambda pair: pair[0])[:FINALISTS]
+            stages |= {f"{name}/{index}": stage for index, (_, stage) in enumerate(fastest)}
         if not stages:
             return Tuned((), tuple(rejected), False)
         started = time.perf_counter()

@@ -41,8 +41,7 @@ class SlabConfig:
 
     ``mode`` says how a tile of x is copied.  ``lanes`` threads of a subwarp hold ``pieces`` pieces of ``wide`` columns
     of each of ``rows`` rows; ``warps`` of a block; ``slab`` input channels at a time, ``stages`` of them under way;
-    ``blocks`` of rows; ``split`` blocks of a cluster share the input channels, ``mates`` what they copy of x;
-    ``walk`` tiles are the work of one block.
+    ``blocks`` of rows; ``split`` blocks of a cluster share the input channels, ``mates`` what they copy of x.
     """
 
     mode: Mode
@@ -56,7 +55,6 @@ class SlabConfig:
     blocks: int
     split: int = 1
     mates: int = 1
-    walk: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in ("boxes", "runs", "vectors", "gather"):
@@ -77,9 +75,6 @@ class SlabConfig:
             raise ValueError(f"mates share runs, or boxes whose channels they divide, got {self}")
         if self.mode == "boxes" and max(self.cols, self.slab) > MOST_BOX:
             raise ValueError(f"a box has at most {MOST_BOX} columns and channels, got {self}")
-        walks = self.engine and self.wide == 4 and self.sums <= 32 and self.split * self.mates == 1
-        if self.walk < 1 or (self.walk > 1 and not walks):
-            raise ValueError(f"a block walks from box to box or wide run, without a cluster, with 32 sums, got {self}")
         if self.sums > 128:
             raise ValueError(f"a thread would hold {self.sums} sums in registers, at most 128: {self}")
         threads = 32 * self.warps
@@ -186,7 +181,7 @@ def configs(layer: Layer, device: Device) -> list[tuple[float, SlabConfig]]:
     kinds: dict[tuple[object, ...], int] = {}
     order = []
     for seconds, config in found:
-        kind = (config.mode, config.wide, config.lanes, config.pieces, config.split, config.mates, config.walk > 1)
+        kind = (config.mode, config.wide, config.lanes, config.pieces, config.split, config.mates)
         kinds[kind] = kinds.get(kind, -1) + 1
         order.append((seconds * (1 + NEXT_OF_KIND * kinds[kind]), seconds, config))
     return [(seconds, config) for late, seconds, config in sorted(order, key=lambda one: one[0]) if late < math.inf]
@@ -235,13 +230,8 @@ def _menu(layer: Layer, device: Device) -> Iterator[SlabConfig]:
                     except ValueError:
                         continue
                     yield chosen
-                    waves = config.tiles(shape) * blocks / (device.num_sms * BLOCKS_TO_FILL)
-                    if waves > 1 and chosen.engine and chosen.wide == 4 and chosen.sums <= 32:
-                        yield replace(chosen, walk=math.ceil(waves), stages=min(2 * parts, 4))
 
 
-BLOCKS_TO_FILL = 4
-"""Of an SM, where they walk: about as many as hide each other's waiting."""
 SHARED_PER_SM, BLOCKS_PER_SM, WARPS_PER_SM, REGISTERS_PER_SM = 228 * 1024, 32, 64, 65536
 CLOCK = 1.7e9
 
@@ -292,7 +282,7 @@ def _seconds(layer: Layer, config: SlabConfig, device: Device) -> float:
     if not resident:
         return math.inf
     per_sm = math.ceil(config.tiles(shape) * config.blocks * config.split / device.num_sms)
-    waves = math.ceil(per_sm / config.walk / resident)
+    waves = math.ceil(per_sm / resident)
     # The subwarps of a warp wait for the longest row among them: of a slab that is a matter of chance.
     subwarps, mean = 32 // config.lanes, nonzeros / rows / slabs
     spread = 0.15 if slabs * config.split == 1 else 0.5 * math.sqrt(mean) / max(mean, 1.0)
@@ -304,8 +294,7 @@ def _seconds(layer: Layer, config: SlabConfig, device: Device) -> float:
     instructions = pairs * (5 + 2 * config.pieces * (1 + config.wide * (2 if item == 2 else 1)))
     cost = ENGINE if config.engine else THREADS
     under_way = config.stages if config.engine else 1
-    cycles = waves * (cost.wave + cost.slab * max(0, slabs * config.walk - under_way))
-    cycles += waves * config.walk * cost.pair * pairs / config.warps
+    cycles = waves * (cost.wave + cost.slab * max(0, slabs - under_way) + cost.pair * pairs / config.warps)
     cycles += per_sm * (cost.wavefront * wavefronts + cost.issue * instructions)
     cycles += per_sm * cost.byte * (tile / config.mates + chunk * slabs)
     if config.split > 1:
@@ -359,11 +348,10 @@ class SlabRun:
         self.shared_bytes = config.shared_bytes(config.pitch(shape), weight.chunk_bytes, item)
         if self.shared_bytes > device.shared_bytes:
             raise Unsupported(f"a block would need {self.shared_bytes} bytes of shared memory: {config}")
-        tiles = config.tiles(shape)
-        self.grid = (-(-tiles // config.walk), config.blocks, config.split)
+        self.grid = (config.tiles(shape), config.blocks, config.split)
         self.cluster = (1, config.mates, config.split) if config.split * config.mates > 1 else None
         self.block = (32 * config.warps, 1, 1)
-        self.sizes = (shape.c, config.slab, weight.slabs, config.stages, weight.chunk_bytes // 16, config.mates, tiles)
+        self.sizes = (shape.c, config.slab, weight.slabs, config.stages, weight.chunk_bytes // 16, config.mates)
         self.pixels = pixels.Pixels(layer)
         self.mode = config.mode
         self.box = (1, config.slab // config.mates, config.cols)

@@ -18,9 +18,6 @@
 //   vectors  as boxes, of any images, by the threads
 //   gather   as vectors, but element by element, for x of any strides
 //
-// A block goes through several tiles where the grid has fewer blocks than there are tiles (kWalks, and no cluster): the
-// next one comes while this one is computed with.
-//
 // What the engine brings, no thread waits for but at its first use: the warp that is the last to be done with a stage asks
 // for the slab that comes into it next, and warps may be `stages` slabs apart.  What threads bring, all wait for.
 //
@@ -86,7 +83,7 @@ template <typename T, Mode kMode, int kWide, int kLanes, int kPieces, int kRows,
 __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRows, kWarps * 32))
     spmm(const uint4* __restrict__ heads, const uint4* __restrict__ chunks,
          const __grid_constant__ typename Input<T, kMode>::type x, T* y, const T* residual, int channels, int slab,
-         int slabs, int stages, int chunk_units, int mates, int tiles, int count, int per_image, int per_row, int x_image,
+         int slabs, int stages, int chunk_units, int mates, int count, int per_image, int per_row, int x_image,
          int x_channel, int x_row, int x_column, int y_image, int y_channel, int y_row, int r_image, int r_channel,
          int r_row, int activation, int place) {
     constexpr bool kEngine = kMode == Mode::boxes || kMode == Mode::runs;
@@ -111,15 +108,10 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
     const Pixels pixels{count, per_image, per_row};
     const int split = gridDim.z, rank = blockIdx.z, mate = mates == 1 ? 0 : blockIdx.y % mates;
     const int strips = kMode == Mode::boxes ? (per_image + kCols - 1) / kCols : 1;  // tiles of an image
-    struct Columns {
-        int first, last;
-    };
-    auto columns_of = [&](int tile) {
-        const int image = strips == 1 ? tile : tile / strips;
-        const int first = kEngine ? image * per_image + (tile - image * strips) * kCols : tile * kCols;
-        return Columns{first, min(kMode == Mode::runs ? first + per_image : first + kCols,
-                                  kEngine ? (image + 1) * per_image : count)};
-    };
+    const int image = strips == 1 ? blockIdx.x : blockIdx.x / strips;
+    const int first_col = kEngine ? image * per_image + (blockIdx.x - image * strips) * kCols : blockIdx.x * kCols;
+    const int last_col = min(kMode == Mode::runs ? first_col + per_image : first_col + kCols,
+                             kEngine ? (image + 1) * per_image : count);
     const int pitch = kMode == Mode::runs ? per_image : kCols;  // elements from channel to channel of the tile
     const int tile_units = units((slab + 1) * pitch * sizeof(T));
     const int stage_units = tile_units + units(16 * chunk_units);
@@ -157,50 +149,6 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
         }
     };
 
-    const Plane y_plane{y_image, y_channel, y_row, 1}, r_plane{r_image, r_channel, r_row, 1};
-    const Head* const head = reinterpret_cast<const Head*>(heads_here);
-    const auto act = static_cast<Activation>(activation);
-    const auto where = static_cast<Residual>(place);
-    constexpr bool kAligned = kMode == Mode::boxes || kMode == Mode::vectors || (kMode == Mode::runs && kWide == 4);
-    // The sums of `width` (1 or 4) neighbouring columns from `col` on, of the row at `position`.
-    auto write = [&](int position, int col, int last_col, const float* sum, int width) {
-        const Head one = head[position];
-        if (one.row < 0 || col >= last_col) return;
-        T* const out = y + static_cast<long long>(one.row) * y_channel;
-        const T* const more = residual + static_cast<long long>(one.row) * r_channel;
-        if constexpr (kAligned) {
-            Vector<T, 4> added, result;
-            if (residual != nullptr) added = Vector<T, 4>::load(more + pixels.offset(r_plane, col));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float extra = residual != nullptr ? to_float(added[i]) : 0.0f;
-                result[i] = from_float<T>(finish(sum[i], one.bias, extra, act, where));
-            }
-            result.store(out + pixels.offset(y_plane, col));
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                if (i >= width || col + i >= last_col) break;
-                const float extra = residual != nullptr ? to_float(more[pixels.offset(r_plane, col + i)]) : 0.0f;
-                out[pixels.offset(y_plane, col + i)] = from_float<T>(finish(sum[i], one.bias, extra, act, where));
-            }
-        }
-    };
-
-    constexpr bool kDirect = kAligned || (kMode == Mode::runs && kRows * kPieces <= 2);
-    constexpr bool kWalks = kEngine && kAligned && kRows * kPieces * kWide <= 32;  // more, and registers would spill
-    auto write_sums = [&](int tile) {
-        const Columns columns = columns_of(tile);
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-            for (int p = 0; p < kPieces; ++p) {
-                write(subwarp + r * kSubwarps, columns.first + (p * kLanes + lane) * kWide, columns.last,
-                      sums[r] + p * kWide, kWide);
-            }
-        }
-    };
-
     if (threadIdx.x < kMostStages) {
         arrivals[threadIdx.x].init();
         freed[threadIdx.x].init(kThreads);
@@ -224,99 +172,70 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
 
     if constexpr (kEngine) {
         const unsigned short all_mates = static_cast<unsigned short>(((1u << mates) - 1u) << (mates * rank));
-        // The block goes through its tiles, and through the slabs of each; `step` counts them all.
-        const int parts = last_slab - first_slab;
-        const int steps = kWalks ? (tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * parts : parts;
-        auto tile_of = [&](int step) {
-            return blockIdx.x + (kWalks ? (parts == 1 ? step : step / parts) * gridDim.x : 0);
-        };
-        auto slab_of = [&](int step) { return first_slab + (kWalks ? (parts == 1 ? 0 : step % parts) : step); };
-        auto request_weights = [&](int step, int stage) {
-            const int s = slab_of(step);
+        auto request_weights = [&](int s, int stage) {
             const int depth = kMode == Mode::runs ? min(slab, channels - s * slab) : slab;
             Arrival* const arrival = arrivals + stage;
-            arrival->expect(depth * pitch * sizeof(T) + 16 * (chunk_units + (step == 0 ? kHeads : 0)));
-            if (step == 0) request_run(heads_here, heads + blockIdx.y * kHeads, 16 * kHeads, arrival);
+            arrival->expect(depth * pitch * sizeof(T) + 16 * (chunk_units + (s == first_slab ? kHeads : 0)));
+            if (s == first_slab) request_run(heads_here, heads + blockIdx.y * kHeads, 16 * kHeads, arrival);
             request_run(stage_memory + stage * stage_units + tile_units, chunks_here + static_cast<long long>(s) * chunk_units,
                         16 * chunk_units, arrival);
         };
-        auto request_tile = [&](int step, int stage) {
-            char* const target = reinterpret_cast<char*>(stage_memory + stage * stage_units);
+        auto request_tile = [&](int s, int stage) {
+            char* const tile = reinterpret_cast<char*>(stage_memory + stage * stage_units);
             Arrival* const arrival = arrivals + stage;
-            const int tile = tile_of(step), first = slab_of(step) * slab;
-            const int from_image = strips == 1 ? tile : tile / strips;
+            const int first = s * slab;
             if constexpr (kMode == Mode::boxes) {
-                const int pixel = (tile - from_image * strips) * kCols;
+                const int pixel = first_col - image * per_image;
                 if (mates == 1) {
-                    x.request(target, from_image, first, pixel, arrival);
+                    x.request(tile, image, first, pixel, arrival);
                 } else {
                     const int part = slab / mates;
-                    x.share(target + mate * part * kCols * sizeof(T), from_image, first + mate * part, pixel, arrival,
-                            all_mates);
+                    x.share(tile + mate * part * kCols * sizeof(T), image, first + mate * part, pixel, arrival, all_mates);
                 }
             } else if constexpr (kMode == Mode::runs) {
                 // The channels of an image are one run of memory.
-                const char* const source = reinterpret_cast<const char*>(x + static_cast<long long>(from_image) * x_image +
+                const char* const source = reinterpret_cast<const char*>(x + static_cast<long long>(image) * x_image +
                                                                          static_cast<long long>(first) * x_channel);
                 const int whole = min(slab, channels - first) * pitch * sizeof(T) / 16;
                 if (mates == 1) {
-                    request_run(target, source, 16 * whole, arrival);
+                    request_run(tile, source, 16 * whole, arrival);
                 } else {
                     const int begin = mate * whole / mates, end = (mate + 1) * whole / mates;
-                    if (begin < end) {
-                        share_run(target + 16 * begin, source + 16 * begin, 16 * (end - begin), arrival, all_mates);
-                    }
+                    if (begin < end) share_run(tile + 16 * begin, source + 16 * begin, 16 * (end - begin), arrival, all_mates);
                 }
             }
         };
         // Weights do not depend on what ran before.
-        const int ahead = min(stages, steps);
+        const int ahead = min(stages, last_slab - first_slab);
         if (threadIdx.x == 0) {
             if constexpr (kMode == Mode::boxes) x.prefetch();
 #pragma unroll 1
-            for (int i = 0; i < ahead; ++i) request_weights(i, i);
+            for (int i = 0; i < ahead; ++i) request_weights(first_slab + i, i);
         }
         dependent_launch();
         dependent_wait();
         if (threadIdx.x == 0) {
 #pragma unroll 1
-            for (int i = 0; i < ahead; ++i) request_tile(i, i);
+            for (int i = 0; i < ahead; ++i) request_tile(first_slab + i, i);
         }
-        int stage = 0, parity = 0;
-        [[maybe_unused]] int part = 0;
-#pragma unroll 1
-        for (int step = 0; step < steps; ++step) {
+        for (int s = first_slab, stage = 0, parity = 0; s < last_slab; ++s) {
             arrivals[stage].wait(parity);
             compute(stage);
-            if (step + stages < steps) {
+            if (s + stages < last_slab) {
                 freed[stage].arrive();
                 if (threadIdx.x % 32 == 0 && atomicAdd(done + stage, 1) == kWarps - 1) {
                     done[stage] = 0;
                     freed[stage].wait(parity);  // for lanes of other warps that are behind, at most
-                    request_weights(step + stages, stage);
-                    request_tile(step + stages, stage);
+                    request_weights(s + stages, stage);
+                    request_tile(s + stages, stage);
                 }
             }
             if (++stage == stages) {
                 stage = 0;
                 parity ^= 1;
             }
-            if constexpr (kWalks) {
-                if (++part == parts && split == 1) {
-                    write_sums(tile_of(step));
-                    part = 0;
-                    if (step + 1 < steps) {
-#pragma unroll
-                        for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-                            for (int i = 0; i < kPieces * kWide; ++i) sums[r][i] = 0.0f;
-                        }
-                    }
-                }
-            }
         }
     } else {
-        const Columns columns = columns_of(blockIdx.x);
         auto load_tile = [&](T* tile, int s) {
             const int first = s * slab, depth = min(slab, channels - first);
             const Plane plane{x_image, x_channel, x_row, x_column};
@@ -324,7 +243,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
             if constexpr (kMode == Mode::vectors) {
                 constexpr int kVectors = kCols / 4;
                 constexpr int kStep = kThreads / kVectors;
-                const int piece = threadIdx.x % kVectors, col = columns.first + 4 * piece;
+                const int piece = threadIdx.x % kVectors, col = first_col + 4 * piece;
                 if (col >= count) return;
                 int k = threadIdx.x / kVectors;
                 const T* source = from + pixels.offset(plane, col) + static_cast<long long>(k) * x_channel;
@@ -344,8 +263,8 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
                 // Neighbouring threads take one channel, each always the same column.
                 constexpr int kStep = kThreads / kCols;
                 const int col = threadIdx.x % kCols;
-                if (columns.first + col >= columns.last) return;
-                const T* const source = from + pixels.offset(plane, columns.first + col);
+                if (first_col + col >= last_col) return;
+                const T* const source = from + pixels.offset(plane, first_col + col);
 #pragma unroll 4
                 for (int k = threadIdx.x / kCols; k < depth; k += kStep) {
                     if constexpr (sizeof(T) == 4) {
@@ -395,14 +314,50 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
         }
     }
 
+    const Plane y_plane{y_image, y_channel, y_row, 1}, r_plane{r_image, r_channel, r_row, 1};
+    const Head* const head = reinterpret_cast<const Head*>(heads_here);
+    const auto act = static_cast<Activation>(activation);
+    const auto where = static_cast<Residual>(place);
+    constexpr bool kAligned = kMode == Mode::boxes || kMode == Mode::vectors || (kMode == Mode::runs && kWide == 4);
+    // The sums of `width` (1 or 4) neighbouring columns from `col` on, of the row at `position`.
+    auto write = [&](int position, int col, const float* sum, int width) {
+        const Head one = head[position];
+        if (one.row < 0 || col >= last_col) return;
+        T* const out = y + static_cast<long long>(one.row) * y_channel;
+        const T* const more = residual + static_cast<long long>(one.row) * r_channel;
+        if constexpr (kAligned) {
+            Vector<T, 4> added, result;
+            if (residual != nullptr) added = Vector<T, 4>::load(more + pixels.offset(r_plane, col));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float extra = residual != nullptr ? to_float(added[i]) : 0.0f;
+                result[i] = from_float<T>(finish(sum[i], one.bias, extra, act, where));
+            }
+            result.store(out + pixels.offset(y_plane, col));
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (i >= width || col + i >= last_col) break;
+                const float extra = residual != nullptr ? to_float(more[pixels.offset(r_plane, col + i)]) : 0.0f;
+                out[pixels.offset(y_plane, col + i)] = from_float<T>(finish(sum[i], one.bias, extra, act, where));
+            }
+        }
+    };
+
+    constexpr bool kDirect = kAligned || (kMode == Mode::runs && kRows * kPieces <= 2);
     if (kDirect && split == 1) {
-        if constexpr (!kWalks) write_sums(blockIdx.x);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+            for (int p = 0; p < kPieces; ++p) {
+                write(subwarp + r * kSubwarps, first_col + (p * kLanes + lane) * kWide, sums[r] + p * kWide, kWide);
+            }
+        }
         return;
     }
 
     // Elsewhere through shared memory: single elements in neighbouring threads, or the sums of all blocks.  Those have a
     // place of their own, since a block may still compute when another is done.
-    const Columns columns = columns_of(blockIdx.x);
     float* const sums_here = reinterpret_cast<float*>(stage_memory + (split == 1 ? 0 : stages * stage_units));
     __syncthreads();
 #pragma unroll
@@ -443,7 +398,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
             sum[2] += piece.z;
             sum[3] += piece.w;
         }
-        write(rank * owned + row, columns.first + col, columns.last, sum, 4);
+        write(rank * owned + row, first_col + col, sum, 4);
     }
 }
 
