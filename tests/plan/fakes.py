@@ -64,9 +64,16 @@ class Fake(LayerMethod[FakeConfig, FakePacked]):
     name = "fake"
 
     def __init__(
-        self, add: float = 0.0, refuses: str | None = None, fails: Exception | None = None, configs: int = 1
+        self,
+        add: float = 0.0,
+        refuses: str | None = None,
+        fails: Exception | None = None,
+        configs: int = 1,
+        run_seconds: float = 0.0,
+        build_seconds: float = 0.0,
     ) -> None:
         self.add, self.refuses, self.fails, self.count = add, refuses, fails, configs
+        self.run_seconds, self.build_seconds = run_seconds, build_seconds
 
     def supports(self, layer: Layer, device: Device) -> str | None:
         return self.refuses
@@ -75,7 +82,8 @@ class Fake(LayerMethod[FakeConfig, FakePacked]):
         return [self.candidate(segment, FakeConfig(number)) for number in range(self.count)]
 
     def candidate(self, segment: Segment, config: FakeConfig) -> Candidate[FakeConfig]:
-        return Candidate(config, (Layout("any"),) * len(segment.inputs), (Layout("any"),))
+        layouts = (Layout("any"),) * len(segment.inputs), (Layout("any"),)
+        return Candidate(config, *layouts, run_seconds=self.run_seconds, build_seconds=self.build_seconds)
 
     def pack(self, segment: Segment, parameters: Parameters, config: FakeConfig) -> FakePacked:
         return FakePacked(parameters["weight"], parameters.get("bias"))

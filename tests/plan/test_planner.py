@@ -71,6 +71,25 @@ def test_a_wrong_method_is_never_chosen_however_fast(program: Program) -> None:
 
 
 @pytest.mark.parametrize(
+    ("run_seconds", "build_seconds", "tried"), [(3600.0, 1.0, True), (1e-9, 60.0, True), (3600.0, 60.0, False)]
+)
+def test_what_is_dear_to_build_must_be_worth_it(
+    program: Program, run_seconds: float, build_seconds: float, tried: bool
+) -> None:
+    plan = plan_of(program, Fake(run_seconds=run_seconds, build_seconds=build_seconds), dense=10.0, fake=4.0)
+    assert {step.method for step in plan.steps} == {"fake" if tried else "dense"}
+    if not tried:
+        (refused,) = plan.steps[0].rejected
+        assert refused.reason.startswith("not tried: 60 s to build for an estimated 3600000000.0 us, the fastest took")
+
+
+def test_what_is_dear_to_build_is_tried_where_nothing_else_can(program: Program) -> None:
+    methods = {"fake": Fake(run_seconds=3600.0, build_seconds=60.0)}
+    plan = best_plan(tune_program(program, methods, cpu(1), timer=clock({"fake": 4.0})))
+    assert {step.method for step in plan.steps} == {"fake"}
+
+
+@pytest.mark.parametrize(
     "error", [CompileError("no such instruction", "log"), Unsupported("not here"), RuntimeError("driver says no")]
 )
 def test_a_method_that_fails_to_build_is_a_rejection(program: Program, error: Exception) -> None:
