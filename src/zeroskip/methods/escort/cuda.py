@@ -124,8 +124,8 @@ def _menu(shape: ConvShape, device: Device) -> Iterator[EscortCudaConfig]:
                 except ValueError:
                     continue
                 fewest = -(-rows_in_all // config.positions)
-                # Enough blocks for every SM, if that is not many more than the output channels need.
-                full = device.num_sms // (config.count(shape) * split * shape.groups)
+                # A block for every SM within reach, if that is not many more than the output channels need.
+                full = int(device.num_sms * REACHED[split]) // (config.count(shape) * split * shape.groups)
                 for blocks in {fewest, full} if fewest < full <= 1.5 * fewest else {fewest}:
                     if warps > 4 and 2 * rows_in_all <= blocks * config.positions:
                         continue  # half of the warps would do nothing
