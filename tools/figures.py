@@ -203,6 +203,10 @@ def h100() -> None:
     if plots.ablation(found, DOCS / "h100-ablation.svg", title):
         text = "How many times longer it takes, tuned anew without the step.\n\n![ablation](h100-ablation.svg)"
         section(title, products.ablation_table(found), text)
+    comparisons, facts = measured("sparsert_ablation")
+    if comparisons:
+        text = "How many times longer it takes, tuned anew over the others. Why: the method's README, on instructions."
+        section("SparseRT with one of its choices fixed", products.ablation_table(Products(comparisons)), text)
     comparisons, facts = measured("networks_cuda")
     whole = networks.networks(comparisons)
     title = "Whole networks at 90% zeros"
