@@ -131,7 +131,10 @@ def work(
 
 def candidates(method: AnyMethod, segment: Segment, device: Device | None = None) -> list[Candidate[Any]]:
     """Every candidate; the test is skipped where there is none."""
-    found = list(method.configs(segment, device or here()))
+    try:
+        found = list(method.configs(segment, device or here()))
+    except Unsupported as reason:
+        pytest.skip(f"{method.name}: {reason}")
     if not found:
         pytest.skip(f"{method.name} has no configuration for {segment.layer.shape}")
     return found
@@ -238,9 +241,9 @@ def plan_with(
             method = methods[method_name]
             try:
                 segment = method.claim(program.graph, layers, name, device)[0]
+                found = method.configs(segment, device)
             except Unsupported:
                 continue
-            found = method.configs(segment, device)
             if not found:
                 continue
             candidate = found[pick % len(found)]

@@ -103,6 +103,17 @@ def test_what_is_tried_has_a_configuration(nonzeros: int, density: float) -> Non
     assert estimate.estimates(layer, GPU)
 
 
+def test_rows_too_long_for_any_number_of_parts_are_refused() -> None:
+    shape = ConvShape(1, 33_000, 1, 1, 8, 1, 1)
+    layer = Job.of(shape, weight=torch.ones(shape.weight_shape)).layer
+    with pytest.raises(Unsupported, match="more than 8000 weights"):
+        estimate.estimates(layer, OLD)
+
+
+def test_older_gpus_are_refused() -> None:
+    assert "sm_80 or later" in str(METHOD.supports(Job.of(FLAT).layer, replace(GPU, arch="sm_75")))
+
+
 def test_an_image_that_its_code_does_not_reach_is_refused() -> None:
     layer = Job.of(FLAT).layer
     assert "2 GiB" in str(METHOD.supports(replace(layer, shape=ConvShape(1, 600, 1000, 1000, 1, 1, 1)), GPU))
@@ -182,7 +193,7 @@ def test_there_are_no_clusters_before_hopper() -> None:
     job = Job.of(ConvShape(1, 256, 14, 14, 256, 1, 1), weight=sparse(ConvShape(1, 256, 14, 14, 256, 1, 1), 0.1))
     assert {config.split for config in estimate._menu(job.segment.layer, OLD)} == {1}
     assert {config.split for config in estimate._menu(job.segment.layer, GPU)} == {1, 2, 4, 8}
-    with pytest.raises(ValueError, match="sm_80 has no clusters"):
+    with pytest.raises(Unsupported, match="sm_80 has no clusters"):
         text(job, SparseRTConfig(8, split=2), "sm_80")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import runpy
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,6 +203,13 @@ def test_divided_rows_that_leave_gaps_get_another_panel() -> None:
     assert parts.tolist() == [3, 3, 3]
     assert sorted(panel.tolist()) == [0, 1, 2]
     assert place.tolist() == [0, 0, 0]
+
+
+def test_rows_that_leave_gaps_are_dealt_in_time() -> None:
+    started = time.perf_counter()
+    parts, panel, _ = deal(np.full(6000, 9), Tiling(8, 8, 2, 64, 3))
+    assert (np.bincount(panel, parts) <= 8).all()
+    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from contract.cases import program_of, thin
-from plan.fakes import Fake, clock
-from zeroskip.core.device import cpu
+from plan.fakes import Fake, FakeConfig, clock
+from zeroskip.core.device import Device, cpu
 from zeroskip.core.errors import CompileError, Unsupported, ZeroskipError
+from zeroskip.core.graph import Segment
+from zeroskip.core.method import Candidate
 from zeroskip.methods import registry
 from zeroskip.model.program import Program
 from zeroskip.plan.plan import Plan
@@ -81,6 +84,25 @@ def test_what_is_dear_to_build_must_be_worth_it(
     if not tried:
         (refused,) = plan.steps[0].rejected
         assert refused.reason.startswith("not tried: 60 s to build for an estimated 3600000000.0 us, the fastest took")
+
+
+def test_a_wrong_method_is_called_wrong_even_if_its_other_candidates_are_hopeless(program: Program) -> None:
+    class Both(Fake):
+        def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[FakeConfig]]:
+            cheap = self.candidate(segment, FakeConfig())
+            return [cheap, replace(cheap, run_seconds=3600.0, build_seconds=60.0)]
+
+    plan = plan_of(program, Both(add=1e-3), dense=10.0)
+    assert plan.steps[0].rejected[0].reason.startswith("WRONG")
+
+
+def test_a_method_without_candidates_says_why(program: Program) -> None:
+    class Nothing(Fake):
+        def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[FakeConfig]]:
+            raise Unsupported("nothing fits")
+
+    plan = plan_of(program, Nothing(), dense=10.0)
+    assert plan.steps[0].rejected[0].reason == "nothing fits"
 
 
 def test_what_is_dear_to_build_is_tried_where_nothing_else_can(program: Program) -> None:

@@ -34,7 +34,7 @@ class Candidate(Generic[ConfigT]):
     inputs: tuple[Layout, ...]
     outputs: tuple[Layout, ...]
     run_seconds: float = 0.0
-    """Estimated; used to try the likeliest first, never to decide."""
+    """Estimated: to try the likeliest first, and not to build what is dear and hopeless; never to choose."""
     build_seconds: float = 0.0
 
 
@@ -85,7 +85,11 @@ class Method(ABC, Generic[ConfigT, PackedT]):
 
     @abstractmethod
     def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[ConfigT]]:
-        """Valid candidates, best guess first."""
+        """Valid candidates, best guess first.
+
+        Raises:
+            Unsupported: there are none; the message says why.
+        """
 
     @abstractmethod
     def candidate(self, segment: Segment, config: ConfigT) -> Candidate[ConfigT]:

@@ -19,8 +19,8 @@ from zeroskip.cuda.compile import Resources, check_arch, imported
 _ADVICE = "pip install 'zeroskip[cuda]' nvidia-nvjitlink"
 _RESERVED = 1024
 """Bytes of shared memory that nvJitLink counts as the kernel's and Hopper keeps for itself."""
-_LOCKS = tuple(threading.Lock() for _ in range(1024))
-"""Whoever wants a text assembled waits for the one who does it already: it can take a minute."""
+_locks: dict[bytes, threading.Lock] = {}
+"""By text.  Whoever wants a text assembled waits for the one who does it already: it can take a minute."""
 _MOST_SAID, _MOST_QUOTED = 20, 5
 """Lines of the assembler and of the text that an error shows: generated text repeats its mistakes."""
 
@@ -39,7 +39,7 @@ def build(text: str, symbol: str, arch: str) -> bytes:
         Unsupported: there is no nvJitLink here.
     """
     cache, key = BuildCache.of_user("cuda"), (_ourselves(), linker(), arch, symbol, text)
-    with _LOCKS[hash(text) % len(_LOCKS)]:
+    with _locks.setdefault(hashlib.sha256(text.encode()).digest(), threading.Lock()):
         if (known := cache.get(*key)) is not None:
             return known
         built = _assemble(text, symbol, arch)

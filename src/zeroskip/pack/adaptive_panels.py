@@ -192,17 +192,23 @@ def _neighbours(parts: Ints, panels: int, tiling: Tiling) -> Ints:
 
 
 def _balanced(lengths: Ints, parts: Ints, panels: int, tiling: Tiling) -> Ints:
+    """Longest row first, each to the panel with the least work that has room; with more panels where some find none."""
+    order = np.argsort(-lengths, kind="stable")
     panel = np.empty_like(parts)
-    work, room = np.zeros(panels), np.full(panels, tiling.positions)
-    for row in np.argsort(-lengths, kind="stable").tolist():
-        fits = room >= parts[row]
-        if not fits.any():
-            return _balanced(lengths, parts, panels + 1, tiling)
-        chosen = int(np.where(fits, work, np.inf).argmin())
-        panel[row] = chosen
-        work[chosen] += lengths[row] + 1  # empty rows are written too
-        room[chosen] -= parts[row]
-    return panel
+    while True:
+        work, room, left = np.zeros(panels), np.full(panels, tiling.positions), int(parts.sum())
+        for row in order.tolist():
+            fits = room >= parts[row]
+            if not fits.any():
+                break
+            chosen = int(np.where(fits, work, np.inf).argmin())
+            panel[row] = chosen
+            work[chosen] += lengths[row] + 1  # empty rows are written too
+            room[chosen] -= parts[row]
+            left -= int(parts[row])
+        else:
+            return panel
+        panels += math.ceil(left / tiling.positions)
 
 
 # -- columns to tiles -----------------------------------------------------------------------------------

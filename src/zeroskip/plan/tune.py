@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zeroskip.core.cost import Cost
 from zeroskip.core.device import Device
-from zeroskip.core.errors import ZeroskipError
+from zeroskip.core.errors import Unsupported, ZeroskipError
 from zeroskip.core.graph import Segment
 from zeroskip.core.method import AnyMethod, Candidate
 from zeroskip.measure.bound import Bound, Case, Oracle, Prepared, Stage, bind, check, packed_bytes, prepare
@@ -123,12 +123,15 @@ def _tune(
     oracle = Oracle(segment, parameters, case)
     stages: dict[str, Stage] = {}
     rejected: list[Rejection] = []
-    chosen = {
-        name: list(candidates.get(name) or method.configs(segment, device))[: MOST_CANDIDATES[device.kind]]
-        for name, method in methods.items()
-    }
+    chosen: dict[str, list[Candidate[Any]]] = {}
     quick: dict[str, list[tuple[float, Stage]]] = {name: [] for name in methods}
     problems: dict[str, str] = {}
+    for name, method in methods.items():
+        try:
+            proposed = candidates.get(name) or method.configs(segment, device)
+        except Unsupported as reason:
+            proposed, problems[name] = [], str(reason)
+        chosen[name] = list(proposed)[: MOST_CANDIDATES[device.kind]]
 
     def run(some: Mapping[str, Sequence[Candidate[Any]]]) -> None:
         """Check and time each once."""
@@ -156,9 +159,10 @@ def _tune(
         dear = {name: [one for one in found if one.build_seconds > DEAR] for name, found in chosen.items()}
         for name, found in dear.items():
             if found and (soonest := min(found, key=lambda one: one.run_seconds)).run_seconds > HOPELESS * best:
-                problems[name] = (
+                problems.setdefault(
+                    name,
                     f"not tried: {soonest.build_seconds:.0f} s to build for an estimated "
-                    f"{soonest.run_seconds * 1e6:.1f} us, the fastest took {best * 1e6:.1f} us"
+                    f"{soonest.run_seconds * 1e6:.1f} us, the fastest took {best * 1e6:.1f} us",
                 )
         run({name: [one for one in found if one.run_seconds <= HOPELESS * best] for name, found in dear.items()})
         for name in methods:

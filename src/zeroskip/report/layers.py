@@ -159,7 +159,10 @@ def _tuned(
     if fields is None:
         return _best(work, label, method, timer)
     fixed = {key: value for key, value in fields.items() if key != LABEL}
-    candidates = restricted(method, work.segment, work.device, fixed)
+    try:
+        candidates = restricted(method, work.segment, work.device, fixed)
+    except Unsupported as reason:
+        return work.draft(label, "UNSUPPORTED", str(reason))
     if not candidates:
         return work.draft(label, "UNSUPPORTED", f"no configuration with {fixed} fits this layer")
     return _best(work, label, method, timer, candidates)

@@ -204,7 +204,9 @@ def _choose(model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wish
     on_gpu, methods, known = wishes.device.type == "cuda", wishes.methods, dict[str, Bound]()
     tuning = tune_program(program, methods, this_gpu() if on_gpu else this_cpu(wishes.threads), wishes.progress)
     without = skipping_nothing(tuning, methods)
-    best, obstacle, dense = best_plan(tuning if wishes.skip_zeros else without), None, dense_plans(tuning, methods)
+    if not wishes.skip_zeros:
+        tuning = without
+    best, obstacle, dense = best_plan(tuning), None, dense_plans(tuning, methods)
     if on_gpu:
         run = executor(Variant(program, best), methods, known)
         found = captured(run, program, inputs)

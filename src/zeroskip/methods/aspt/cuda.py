@@ -114,7 +114,7 @@ class AsptPacked:
 
 
 # -- configurations -----------------------------------------------------------------------------------
-MOST_PANELS = 65535
+MOST_ROWS = 65535
 """The second dimension of a grid.  A panel has at least one row."""
 
 
@@ -126,8 +126,8 @@ def check(layer: Layer, config: AsptConfig) -> None:
     flat = layer.kind == "conv2d" and shape.stride == (1, 1) and shape.p * shape.q % config.vector == 0
     if config.vector > 1 and not flat:
         raise ValueError(f"{config.vector} neighbouring pixels of {shape} do not lie together: {config}")
-    if shape.k > MOST_PANELS:
-        raise ValueError(f"{shape.k} rows might need more panels than a grid can have ({MOST_PANELS}): {config}")
+    if shape.k > MOST_ROWS:
+        raise ValueError(f"{shape.k} rows might need more panels than a grid can have ({MOST_ROWS}): {config}")
 
 
 def configs(layer: Layer, device: Device) -> list[tuple[float, AsptConfig]]:

@@ -25,6 +25,8 @@ class Aspt(LayerMethod[AsptConfig, AsptPacked]):
     config_type: ClassVar[type] = AsptConfig
 
     def supports(self, layer: Layer, device: Device) -> str | None:
+        if layer.shape.k > cuda.MOST_ROWS:
+            return f"takes {cuda.MOST_ROWS} output channels at most, the layer has {layer.shape.k}"
         return pixels.refusal(layer, device)
 
     def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[AsptConfig]]:

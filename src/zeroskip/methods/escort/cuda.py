@@ -63,8 +63,14 @@ OF_OTHER_MODE, UNLIKELY = 6, 1.8
 
 
 def configs(layer: Layer, device: Device) -> list[tuple[float, EscortCudaConfig]]:
-    """Estimated seconds and configuration, in the order to try."""
+    """Estimated seconds and configuration, in the order to try.
+
+    Raises:
+        Unsupported: no configuration fits.
+    """
     found = sorted(every_config(layer, device), key=lambda pair: pair[0])
+    if not found:
+        raise Unsupported("what a tile of outputs meets does not fit the shared memory of a block, whatever its size")
     seen: dict[tuple[object, ...], int] = {}
     order = []
     for seconds, config in found:
@@ -74,7 +80,7 @@ def configs(layer: Layer, device: Device) -> list[tuple[float, EscortCudaConfig]
         order.append((seconds * (1 + NEXT_OF_KIND * seen[kind]), seconds, config))
     order.sort(key=lambda one: one[0])
     # A few of the mode that the estimate likes less, unless it likes it much less.
-    best, mode = (order[0][0], order[0][2].mode) if order else (0.0, "")
+    best, mode = order[0][0], order[0][2].mode
     others = [one for one in order if one[2].mode != mode and one[0] < UNLIKELY * best][:OF_OTHER_MODE]
     likeliest = [one for one in order if one not in others][: MOST_CANDIDATES - len(others)]
     chosen = sorted([*likeliest, *others], key=lambda one: one[0])
@@ -112,7 +118,7 @@ def _menu(shape: ConvShape, device: Device) -> Iterator[EscortCudaConfig]:
             tiles += [("windows", lanes, rows) for lanes in _lanes(shape, cols, (pixels,), exact=True)]
     # A dilated kernel may reach so far that few channels fit shared memory.
     reach = max((shape.r - 1) * shape.dilation[0], (shape.s - 1) * shape.dilation[1])
-    lengths = (32, 16, 8) if reach <= 8 else (8, 2, 1)
+    lengths = (32, 16, 8, 1) if reach <= 8 else (8, 2, 1)
     for (mode, lanes, rows), split in itertools.product(tiles, splits):
         most = -(-channels // split)
         depths = {-(-most // parts) for parts in (1, 2, 4, *(-(-most // length) for length in lengths))}
@@ -146,11 +152,11 @@ def _lanes(shape: ConvShape, cols: int, pixels: Sequence[int], exact: bool = Fal
             continue
         down = -(-shape.p // (strip * tall))
         tall = tall if exact else -(-shape.p // (strip * down))
-        images = min(shape.n, strips // strip) if down == across == 1 else 1
         # Lanes that could do something else are left idle only where there is nothing else.
-        if images * strip * 2 <= strips and shape.p > strip * tall:
+        most = min(shape.n, strips // strip) if down == across == 1 else 1
+        if most * strip * 2 <= strips and shape.p > strip * tall:
             continue
-        found.add(_Lanes(images, strip, cols, tall))
+        found |= {_Lanes(images, strip, cols, tall) for images in (most, 1)}
     yield from sorted(found)
 
 

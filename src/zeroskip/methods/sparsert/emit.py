@@ -24,28 +24,29 @@ from itertools import groupby
 import numpy as np
 
 from zeroskip.core.device import generation
+from zeroskip.core.errors import Unsupported
 from zeroskip.methods.sparsert.config import BARRIER, SparseRTPacked
 from zeroskip.methods.sparsert.function import POINTERS, STRIDES, Team, function, parameters
 from zeroskip.methods.sparsert.ptx import BITS, Body
 
 SYMBOL = "sparsert"
-CLUSTERS = 90
-"""The first generation that has them, and dependent launches."""
+OLDEST, CLUSTERS = 80, 90
+"""The first generation that the text is written for, and the first with clusters and dependent launches."""
 
 
 def emit(packed: SparseRTPacked, arch: str) -> str:
     """PTX for GPUs of ``arch`` ("sm_80", "sm_90a", ...).  Depends on nothing but its arguments.
 
     Raises:
-        ValueError: the configuration needs clusters, which ``arch`` has not.
+        Unsupported: the configuration needs clusters, which ``arch`` has not.
     """
     config, hopper = packed.config, generation(arch) >= CLUSTERS
     if config.split > 1 and not hopper:
-        raise ValueError(f"{arch} has no clusters: {config}")
+        raise Unsupported(f"{arch} has no clusters: {config}")
     functions = [function(packed, team, hopper) for team in _teams(packed)]
     head = [
         ".version 8.1",
-        f".target {'sm_90' if hopper else 'sm_80'}",
+        f".target sm_{CLUSTERS if hopper else OLDEST}",
         ".address_size 64",
         *([".extern .shared .align 16 .b8 sums[];"] if config.parts > 1 else []),
     ]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from zeroskip.core.device import Device
+from zeroskip.core.errors import Unsupported
 from zeroskip.core.layer import PRECISION_BYTES, ConvShape, Layer
 from zeroskip.methods.sparsert.config import (
     FLOAT,
@@ -58,8 +59,14 @@ def refusal(layer: Layer) -> str | None:
 
 
 def estimates(layer: Layer, device: Device) -> list[Estimate]:
-    """What to try, the likeliest first, as far as there is time to assemble it."""
+    """What to try, the likeliest first, as far as there is time to assemble it.
+
+    Raises:
+        Unsupported: rows are too long for any number of parts.
+    """
     found = [_estimate(layer, config, device) for config in _menu(layer, device)]
+    if not found:
+        raise Unsupported(f"a part of {ROWS[0]} rows would have more than {MOST} weights")
     quickest = min(found, key=lambda one: one.build_seconds)
     found = [one for one in found if one.build_seconds <= MOST_SECONDS] or [quickest]
     seen: Counter[tuple[str, int]] = Counter()

@@ -15,6 +15,7 @@ from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
 from zeroskip.methods.sparsert import cuda
 from zeroskip.methods.sparsert.config import SparseRTConfig, SparseRTPacked, check
+from zeroskip.methods.sparsert.emit import OLDEST
 from zeroskip.methods.sparsert.estimate import estimates, refusal
 
 
@@ -27,6 +28,8 @@ class SparseRT(LayerMethod[SparseRTConfig, SparseRTPacked]):
     def supports(self, layer: Layer, device: Device) -> str | None:
         if device.kind != "cuda":
             return "runs on NVIDIA GPUs only"
+        if device.generation < OLDEST:
+            return f"needs a GPU of sm_{OLDEST} or later, this is {device.arch}"
         if layer.kind == "linear":
             return "is for convolutions; sputnik runs linear layers"
         if layer.precision == "fp64":
