@@ -14,7 +14,7 @@ from pathlib import Path
 from zeroskip._version import __version__
 from zeroskip.core.cache import BuildCache
 from zeroskip.core.errors import CompileError, Unsupported
-from zeroskip.cuda.compile import Resources, check_arch, imported
+from zeroskip.cuda.compile import Resources, imported
 
 _ADVICE = "pip install 'zeroskip[cuda]' nvidia-nvjitlink"
 _RESERVED = 1024
@@ -76,7 +76,8 @@ def _ourselves() -> str:
 
 
 def _assemble(text: str, symbol: str, arch: str) -> bytes:
-    check_arch(arch, symbol)
+    if not re.fullmatch(r"sm_\d{2,3}[af]?", arch):  # nvJitLink would end the process
+        raise CompileError(f"{symbol} did not assemble for {arch}", 'an architecture is called like "sm_90a"')
     core = imported("cuda.core")
     # The info log is what `verbose` and `-v` ask for.  What nvJitLink has cached would come without one.
     options = core.LinkerOptions(name=symbol, arch=arch, verbose=True, ptxas_options=["-v"], no_cache=True)

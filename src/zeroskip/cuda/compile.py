@@ -232,14 +232,7 @@ def _hash(theirs: str, folders: tuple[tuple[Any, ...], ...]) -> str:
     return digest.hexdigest()
 
 
-def check_arch(arch: str, what: str) -> None:
-    """Refuse what is no name of an architecture: nvJitLink would end the process."""
-    if not re.fullmatch(r"sm_\d{2,3}[af]?", arch):
-        raise CompileError(f"{what} cannot be built for {arch!r}", 'an architecture is called like "sm_90a"')
-
-
 def _compile(source: Path, text: str, expression: str, arch: str, tools: Toolkit) -> bytes:
-    check_arch(arch, f"{source.name}: {expression}")
     core = imported("cuda.core")
     name, log = f"{source.parent.name}/{source.name}", io.StringIO()
     options = core.ProgramOptions(
