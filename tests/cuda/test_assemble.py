@@ -156,7 +156,7 @@ def test_everything_a_kernel_depends_on_is_in_its_key(assembled: list[str], monk
     build(TEXT.replace("0f4040", "0f4080"), "fill", "sm_80")
     monkeypatch.setattr(assemble, "linker", lambda: "another")
     build(TEXT, "fill", "sm_80")
-    monkeypatch.setattr(assemble, "_ourselves", lambda: "another zeroskip")
+    monkeypatch.setattr(assemble, "identity", lambda file: "another zeroskip")
     build(TEXT, "fill", "sm_80")
     assert len(assembled) == 5
 

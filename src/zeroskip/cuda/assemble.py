@@ -8,13 +8,10 @@ import hashlib
 import json
 import re
 import threading
-from importlib import metadata
-from pathlib import Path
 
-from zeroskip._version import __version__
 from zeroskip.core.cache import BuildCache
 from zeroskip.core.errors import CompileError, Unsupported
-from zeroskip.cuda.compile import Resources, imported
+from zeroskip.cuda.compile import Resources, exact_version, identity, imported
 
 _ADVICE = "pip install 'zeroskip[cuda]' nvidia-nvjitlink"
 _RESERVED = 1024
@@ -38,7 +35,7 @@ def build(text: str, symbol: str, arch: str) -> bytes:
         CompileError: nvJitLink refused the text or the architecture; the log ends with the lines it points at.
         Unsupported: there is no nvJitLink here.
     """
-    cache, key = BuildCache.of_user("cuda"), (_ourselves(), linker(), arch, symbol, text)
+    cache, key = BuildCache.of_user("cuda"), (identity(__file__), linker(), arch, symbol, text)
     with _locks.setdefault(hashlib.sha256(text.encode()).digest(), threading.Lock()):
         if (known := cache.get(*key)) is not None:
             return known
@@ -59,20 +56,7 @@ def linker() -> str:
         major, minor = imported("cuda.bindings.nvjitlink").version()
     except (ImportError, RuntimeError) as error:
         raise Unsupported(f"assembling PTX needs cuda-core and the nvJitLink library ({error}): {_ADVICE}") from error
-    for wheel in ("nvidia-nvjitlink", f"nvidia-nvjitlink-cu{major}"):
-        try:
-            version = metadata.version(wheel)
-        except metadata.PackageNotFoundError:
-            continue
-        if version.startswith(f"{major}.{minor}."):
-            return version
-    return f"{major}.{minor}"
-
-
-@functools.cache
-def _ourselves() -> str:
-    """Options and the form of the result are what this file says."""
-    return f"{__version__} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
+    return exact_version("nvidia-nvjitlink", major, minor)
 
 
 def _assemble(text: str, symbol: str, arch: str) -> bytes:

@@ -110,7 +110,7 @@ def build(source: Path, expression: str, arch: str) -> bytes:
     tools = toolkit()
     text = source.read_text()
     cache = BuildCache.of_user("cuda")
-    key = (_ourselves(), tools.nvrtc, arch, expression, source.name, text, _headers(source.parent))
+    key = (identity(__file__), tools.nvrtc, arch, expression, source.name, text, _headers(source.parent))
     if (known := cache.get(*key)) is not None:
         return known
     built = _compile(source, text, expression, arch, tools)
@@ -180,11 +180,12 @@ def toolkit() -> Toolkit:
     include = Path(pathfinder.find_nvidia_header_directory("cudart") or "/usr/local/cuda/include")
     if not (include / "cuda_fp16.h").is_file():
         raise Unsupported(f"compiling CUDA code needs the CUDA headers, which were not found: {_ADVICE}")
-    return Toolkit(_exact(major, minor), include)
+    return Toolkit(exact_version("nvidia-cuda-nvrtc", major, minor), include)
 
 
-def _exact(major: int, minor: int) -> str:
-    for wheel in ("nvidia-cuda-nvrtc", f"nvidia-cuda-nvrtc-cu{major}"):
+def exact_version(library: str, major: int, minor: int) -> str:
+    """Of NVIDIA's ``library``, as exact as a wheel tells it."""
+    for wheel in (library, f"{library}-cu{major}"):
         try:
             version = metadata.version(wheel)
         except metadata.PackageNotFoundError:
@@ -195,9 +196,9 @@ def _exact(major: int, minor: int) -> str:
 
 
 @functools.cache
-def _ourselves() -> str:
-    """Options and the form of the result are what this file says."""
-    return f"{__version__} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
+def identity(file: str) -> str:
+    """Of zeroskip and one of its files, which says with what options is built and what form the result has."""
+    return f"{__version__} {hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from zeroskip.cuda import pixels
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import load
+from zeroskip.cuda.limits import CLOCK, MOST_BLOCKS, REGISTERS, resident
 from zeroskip.cuda.types import TYPES
 from zeroskip.pack.adaptive_panels import (
     FEWEST_HEAVY,
@@ -30,7 +31,6 @@ from zeroskip.pack.adaptive_panels import (
 )
 
 KERNEL = Path(__file__).with_name("kernel.cuh")
-REGISTERS_PER_SM = 65536
 HEAD_BYTES = 16
 
 
@@ -59,7 +59,7 @@ class AsptConfig:
             raise ValueError(f"vector must be 1, 4 or 8, lanes 8, 16 or 32, got {self}")
         if min(self.pieces, self.rows, self.warps) < 1 or self.warps > 32:
             raise ValueError(f"sizes must be positive and warps at most 32, got {self}")
-        if self.sums > 64 or self.registers * 32 * self.warps > REGISTERS_PER_SM:
+        if self.sums > 64 or self.registers * 32 * self.warps > REGISTERS:
             raise ValueError(
                 f"{self.warps} warps whose threads hold {self.sums} sums want more registers than there are: {self}"
             )
@@ -114,8 +114,6 @@ class AsptPacked:
 
 
 # -- configurations -----------------------------------------------------------------------------------
-MOST_ROWS = 65535
-"""The second dimension of a grid.  A panel has at least one row."""
 
 
 def check(layer: Layer, config: AsptConfig) -> None:
@@ -126,8 +124,8 @@ def check(layer: Layer, config: AsptConfig) -> None:
     flat = layer.kind == "conv2d" and shape.stride == (1, 1) and shape.p * shape.q % config.vector == 0
     if config.vector > 1 and not flat:
         raise ValueError(f"{config.vector} neighbouring pixels of {shape} do not lie together: {config}")
-    if shape.k > MOST_ROWS:
-        raise ValueError(f"{shape.k} rows might need more panels than a grid can have ({MOST_ROWS}): {config}")
+    if shape.k > MOST_BLOCKS:  # a panel has at least one row
+        raise ValueError(f"{shape.k} rows might need more panels than a grid can have ({MOST_BLOCKS}): {config}")
 
 
 def configs(layer: Layer, device: Device) -> list[tuple[float, AsptConfig]]:
@@ -206,8 +204,6 @@ def _heavy(layer: Layer, rows: float, threshold: int) -> tuple[float, float]:
     return (heavy, held) if heavy >= FEWEST_HEAVY else (0.0, 0.0)
 
 
-SHARED_PER_SM, BLOCKS_PER_SM, WARPS_PER_SM = 228 * 1024, 32, 64
-CLOCK = 1.7e9
 LAUNCH, WAVE, SECTION, LIGHT, HEAVY, ROW, DIVIDED = 2340.0, 600.0, 950.0, 910.0, 405.0, 130.0, 665.0
 """Cycles: of any call; of a wave of blocks; of each section after the first; of four light and of four heavy nonzeros
 that a warp takes one after the other; of the beginning of a place's heavy or light nonzeros in a section; of adding up
@@ -235,17 +231,12 @@ def _seconds(layer: Layer, config: AsptConfig, device: Device) -> float:
     shared = config.shared_bytes(sections, int(chunk), width, item)
     if shared > device.shared_bytes:
         return math.inf
-    resident = min(
-        SHARED_PER_SM // (shared + 1024),
-        WARPS_PER_SM // config.warps,
-        BLOCKS_PER_SM,
-        REGISTERS_PER_SM // (config.registers * 32 * config.warps),
-    )
-    if not resident:
+    together = resident(shared, config.warps, config.registers)
+    if not together:
         return math.inf
     strips = math.ceil(shape.n * shape.p * shape.q / config.cols)
     per_sm = math.ceil(strips * panels / device.num_sms)
-    waves = math.ceil(per_sm / resident)
+    waves = math.ceil(per_sm / together)
 
     # The longest row of a warp is waited for; a divided one is as long as its parts.
     steps = config.rows * min(mean * (1 + layer.weights.row_nnz_cv), config.longest or math.inf) / 4

@@ -14,6 +14,7 @@ from zeroskip.core.layer import Layer
 from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
 from zeroskip.cuda import pixels
+from zeroskip.cuda.limits import MOST_BLOCKS
 from zeroskip.methods.aspt import cuda
 from zeroskip.methods.aspt.cuda import AsptConfig, AsptPacked
 
@@ -25,8 +26,8 @@ class Aspt(LayerMethod[AsptConfig, AsptPacked]):
     config_type: ClassVar[type] = AsptConfig
 
     def supports(self, layer: Layer, device: Device) -> str | None:
-        if layer.shape.k > cuda.MOST_ROWS:
-            return f"takes {cuda.MOST_ROWS} output channels at most, the layer has {layer.shape.k}"
+        if layer.shape.k > MOST_BLOCKS:
+            return f"takes {MOST_BLOCKS} output channels at most, the layer has {layer.shape.k}"
         return pixels.refusal(layer, device)
 
     def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[AsptConfig]]:

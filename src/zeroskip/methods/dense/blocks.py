@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from zeroskip.core.device import Device
 from zeroskip.core.layer import PRECISION_BYTES, Layer, Precision
+from zeroskip.cuda.limits import MOST_BLOCKS, REGISTERS
 from zeroskip.methods.dense.config import Blocks
 
 BLOCKS = (
@@ -40,16 +41,14 @@ TURNED_SPLIT_RATE = 0.65
 """Of fp32 products from NCHW by ``wgmma``, which wants TF32 numbers of one pixel side by side: splits are turned."""
 TURNED_BYTES_PER_CLOCK = 5.0
 """Of tf32 numbers for the same, which are copied into shared memory one by one."""
-REGISTERS = 65536
 DEFAULT_SHARED_BYTES = 99 * 1024
 DEFAULT_SMS = 100
-MOST_PRODUCTS = 65535
 
 
 def folds(images: int, pixels: int, blocks: Blocks) -> bool:
     """Whether images are laid side by side: where one alone would leave much of its last block empty, or its rows are
     too crooked for vector loads anyway, or there are more images than a grid has second coordinates."""
-    return images > 1 and (pixels % 4 != 0 or pixels < 2 * blocks.n or images > MOST_PRODUCTS)
+    return images > 1 and (pixels % 4 != 0 or pixels < 2 * blocks.n or images > MOST_BLOCKS)
 
 
 def likely(layer: Layer, device: Device, by_rows: bool) -> list[Blocks]:

@@ -16,13 +16,13 @@ from zeroskip.core.layer import PRECISION_BYTES, PRECISION_DTYPES, ConvShape, Ep
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import load
+from zeroskip.cuda.limits import CLOCK, MOST_BLOCKS, REGISTERS
 from zeroskip.cuda.types import TYPES
 
 KERNEL = Path(__file__).with_name("kernel.cuh")
 
 MAX_THREADS = 256
 """As in kernel.cuh: what its register budget is made for."""
-MAX_GRID_YZ = 65535
 MOST_SIDE = 8
 """Outputs of a thread in one direction."""
 SIDES = (1, 2, 4, 7, 8)
@@ -31,7 +31,6 @@ MOST_TAPS = 49
 MOST_LIVE = 170
 """Inputs, taps and sums of a thread that fit its 255 registers beside addresses: no more than that spills."""
 ADDRESSES = 30
-REGISTERS = 65536
 """Of a multiprocessor."""
 MOST_CANDIDATES = 12
 SKIPPING_CANDIDATES = 2
@@ -129,8 +128,8 @@ def misfit(layer: Layer, config: DepthwiseConfig) -> str | None:
         return f"a window holds at most {MOST_TAPS} taps, the layer has {shape.r}x{shape.s}"
     if (live := _live(shape, config)) > MOST_LIVE:
         return f"{config.rows}x{config.cols} outputs need {live} registers for {shape}, there are {MOST_LIVE}"
-    if max(_grid(shape, config)[1:]) > MAX_GRID_YZ:
-        return f"{shape.p}x{shape.q} outputs make more than {MAX_GRID_YZ} tiles in one direction"
+    if max(_grid(shape, config)[1:]) > MOST_BLOCKS:
+        return f"{shape.p}x{shape.q} outputs make more than {MOST_BLOCKS} tiles in one direction"
     return None
 
 
@@ -207,7 +206,6 @@ def _loads(shape: ConvShape, config: DepthwiseConfig, precision: Precision) -> t
     return rows * loads, ceil(rows * loads * max(1.0, min(apart, 32.0)))
 
 
-CLOCK = 1.7e9
 LATENCY = 1600.0
 """Cycles of a kernel that does nearly nothing: launch, taps, one round through L2, store."""
 TURN = 300.0

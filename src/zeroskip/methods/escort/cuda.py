@@ -18,12 +18,12 @@ from zeroskip.core.layer import ConvShape, Epilogue, Layer, Precision
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import load
+from zeroskip.cuda.limits import CLOCK, CLUSTERS, resident
 from zeroskip.cuda.types import TYPES
 from zeroskip.methods.escort.cuda_geometry import (
     FLOAT,
     LANES,
     MOST_SPLIT,
-    REGISTERS,
     WINDOW_ROWS,
     WINDOWS,
     EscortCudaConfig,
@@ -103,7 +103,7 @@ class _Lanes(NamedTuple):
 
 
 def _menu(shape: ConvShape, device: Device) -> Iterator[EscortCudaConfig]:
-    splits = (1, 2, 4, MOST_SPLIT) if device.generation >= 90 else (1,)
+    splits = (1, 2, 4, MOST_SPLIT) if device.generation >= CLUSTERS else (1,)
     channels, rows_in_all = shape.c // shape.groups, shape.k // shape.groups
     across = -(-shape.q // LANES)
     for wide in (4, 2, 1):
@@ -160,8 +160,6 @@ def _lanes(shape: ConvShape, cols: int, pixels: Sequence[int], exact: bool = Fal
     yield from sorted(found)
 
 
-CLOCK = 1.7e9
-SHARED_PER_SM, BLOCKS_PER_SM, WARPS_PER_SM = 228 * 1024, 32, 64
 LAUNCH, WAVE, SLAB = 2530.0, 1090.0, 1100.0
 """Cycles: of any call; of a wave of blocks; of each slab after the first, which nothing hides.
 
@@ -209,17 +207,12 @@ def _seconds(layer: Layer, config: EscortCudaConfig, device: Device) -> float:
     shared = config.shared_bytes(tile, int(chunk))
     if shared > device.shared_bytes:
         return math.inf
-    resident = min(
-        SHARED_PER_SM // (shared + 1024),
-        WARPS_PER_SM // config.warps,
-        BLOCKS_PER_SM,
-        REGISTERS // (config.registers * config.threads),
-    )
-    if not resident:
+    together = resident(shared, config.warps, config.registers)
+    if not together:
         return math.inf
     share = config.count(shape) * config.blocks * shape.groups * config.split / device.num_sms / REACHED[config.split]
-    waves = math.ceil(math.ceil(share) / resident)
-    crowded = SPARSE < share < math.ceil(share) < resident
+    waves = math.ceil(math.ceil(share) / together)
+    crowded = SPARSE < share < math.ceil(share) < together
     per_sm = math.ceil(share) + (CROWD if crowded else 0.0)
     copies = config.images * patch.rows * patch.vectors * channels / LANES  # by a warp
     instructions += copies * 5
@@ -307,7 +300,7 @@ class EscortCudaRun:
         self.shared_bytes = config.shared_bytes(tile_bytes, weight.chunk_bytes)
         if self.shared_bytes > device.shared_bytes:
             raise Unsupported(f"a block would need {self.shared_bytes} bytes of shared memory: {config}")
-        if config.split > 1 and device.generation < 90:
+        if config.split > 1 and device.generation < CLUSTERS:
             raise Unsupported(f"{device.name} has no clusters: {config}")
         self.kernel, self.tables = load(built), (weight.heads, weight.chunks)
         self.grid = (config.count(shape), config.blocks * shape.groups, config.split)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zeroskip.core.layer import ConvShape
+from zeroskip.cuda.limits import MOST_BLOCKS, REGISTERS
 
 Mode = Literal["taps", "windows"]
 FLOAT = 4
@@ -18,14 +19,10 @@ LANES = 32
 BANKS = 32
 MOST_SPLIT = 8
 """Blocks of a cluster that every GPU with clusters can run."""
-MOST_BLOCKS = 65535
-"""Of rows: the second dimension of a grid."""
 WINDOWS = {(8, 14): (1,), (16, 7): (1, 2)}
 """(rows, pixels) of a thread that windows.cuh has code for, and the vertical strides."""
 WINDOW_ROWS = 3
 """Of a kernel that windows.cuh has code for."""
-REGISTERS = 65536
-"""Of a multiprocessor."""
 
 
 @dataclass(frozen=True)

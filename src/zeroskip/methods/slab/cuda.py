@@ -19,6 +19,7 @@ from zeroskip.cuda import pixels
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import boxes, load
+from zeroskip.cuda.limits import CLOCK, CLUSTERS, MOST_BLOCKS, resident
 from zeroskip.cuda.types import TYPES
 from zeroskip.pack.slabs import Slabs
 
@@ -136,8 +137,6 @@ class SlabPacked:
 
 
 # -- configurations -----------------------------------------------------------------------------------
-MOST_BLOCKS = 65535
-"""Of rows: the second dimension of a grid."""
 
 
 def check(layer: Layer, config: SlabConfig) -> None:
@@ -189,7 +188,7 @@ def configs(layer: Layer, device: Device) -> list[tuple[float, SlabConfig]]:
 
 def _menu(layer: Layer, device: Device) -> Iterator[SlabConfig]:
     shape = layer.shape
-    image, newer = shape.p * shape.q, device.generation >= 90
+    image, newer = shape.p * shape.q, device.generation >= CLUSTERS
     tiles: list[tuple[Mode, int, int, int]] = []
     mode: Mode = "vectors" if shape.stride == (1, 1) and image % 4 == 0 else "gather"
     for lanes, pieces in itertools.product((8, 16, 32), (1, 2)):
@@ -232,10 +231,6 @@ def _menu(layer: Layer, device: Device) -> Iterator[SlabConfig]:
                     yield chosen
 
 
-SHARED_PER_SM, BLOCKS_PER_SM, WARPS_PER_SM, REGISTERS_PER_SM = 228 * 1024, 32, 64, 65536
-CLOCK = 1.7e9
-
-
 @dataclass(frozen=True)
 class _Cycles:
     """What things take, fitted to 4,349 timed configurations of 18 layers on an H100 (root mean square error 20%)."""
@@ -273,16 +268,11 @@ def _seconds(layer: Layer, config: SlabConfig, device: Device) -> float:
     if shared > device.shared_bytes:
         return math.inf
     registers = 64 if config.sums <= 8 else 80 if config.sums <= 16 else 96 if config.sums <= 32 else 128
-    resident = min(
-        SHARED_PER_SM // (shared + 1024),
-        WARPS_PER_SM // config.warps,
-        BLOCKS_PER_SM,
-        REGISTERS_PER_SM // (registers * 32 * config.warps),
-    )
-    if not resident:
+    together = resident(shared, config.warps, registers)
+    if not together:
         return math.inf
     per_sm = math.ceil(config.tiles(shape) * config.blocks * config.split / device.num_sms)
-    waves = math.ceil(per_sm / resident)
+    waves = math.ceil(per_sm / together)
     # The subwarps of a warp wait for the longest row among them: of a slab that is a matter of chance.
     subwarps, mean = 32 // config.lanes, nonzeros / rows / slabs
     spread = 0.15 if slabs * config.split == 1 else 0.5 * math.sqrt(mean) / max(mean, 1.0)

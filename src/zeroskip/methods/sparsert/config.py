@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zeroskip.core.layer import PRECISION_BYTES, ConvShape, Layer
+from zeroskip.cuda.limits import MOST_BLOCKS, REGISTERS
 from zeroskip.pack.row_groups import Balance, RowGroups
 
 FLOAT, BARRIER = 4, 8
@@ -21,10 +22,8 @@ OTHERS_OF_PIECE = 12
 OTHERS_OF_LOOP = 16
 """Registers that a loop over tiles holds for all of them."""
 SHORTEST_RING = 4
-MOST_REGISTERS, ALL_REGISTERS, SCHEDULERS = 255, 65536, 4
-"""Registers of a thread, and of a multiprocessor; its schedulers have equally many, for a quarter of the warps each."""
-MOST_BLOCKS = 65535
-"""Of rows: the second dimension of a grid."""
+MOST_REGISTERS, SCHEDULERS = 255, 4
+"""Registers of a thread; schedulers of a multiprocessor, which have equally many, for a quarter of the warps each."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +112,12 @@ class SparseRTConfig:
     @property
     def room(self) -> int:
         """Registers that a thread can have: they come in eights, and each scheduler has its own."""
-        return min(ALL_REGISTERS // SCHEDULERS // (-(-self.threads // 32 // SCHEDULERS) * 32) // 8 * 8, MOST_REGISTERS)
+        return min(REGISTERS // SCHEDULERS // (-(-self.threads // 32 // SCHEDULERS) * 32) // 8 * 8, MOST_REGISTERS)
 
     @property
     def resident(self) -> int:
         """Blocks of a multiprocessor that there are registers and threads for."""
-        warps = ALL_REGISTERS // SCHEDULERS // (-(-self.registers // 8) * 8 * 32) * SCHEDULERS
+        warps = REGISTERS // SCHEDULERS // (-(-self.registers // 8) * 8 * 32) * SCHEDULERS
         return min(warps // (self.threads // 32), 2048 // self.threads)
 
     @property

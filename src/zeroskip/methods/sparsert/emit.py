@@ -25,13 +25,14 @@ import numpy as np
 
 from zeroskip.core.device import generation
 from zeroskip.core.errors import Unsupported
+from zeroskip.cuda.limits import CLUSTERS
 from zeroskip.methods.sparsert.config import BARRIER, SparseRTPacked
 from zeroskip.methods.sparsert.function import POINTERS, STRIDES, Team, function, parameters
 from zeroskip.methods.sparsert.ptx import BITS, Body
 
 SYMBOL = "sparsert"
-OLDEST, CLUSTERS = 80, 90
-"""The first generation that the text is written for, and the first with clusters and dependent launches."""
+OLDEST = 80
+"""The first generation that the text is written for."""
 
 
 def emit(packed: SparseRTPacked, arch: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from zeroskip.core.device import Device
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.layer import PRECISION_BYTES, ConvShape, Layer
+from zeroskip.cuda.limits import CLOCK, CLUSTERS
 from zeroskip.methods.sparsert.config import (
     FLOAT,
     MOST_REGISTERS,
@@ -20,7 +21,6 @@ from zeroskip.methods.sparsert.config import (
     flat,
     tested,
 )
-from zeroskip.methods.sparsert.emit import CLUSTERS
 
 ASSEMBLED = 9e-5
 """Seconds of one core for an instruction: 55 to 150 us on an EPYC (Zen 3) with nvJitLink 13.0, whatever the layer, from
@@ -162,7 +162,6 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
 
 
 # -- the model ------------------------------------------------------------------------------------------
-CLOCK = 1.7e9
 LAUNCH, WAVE, SPLIT = 600.0, 1650.0, 3500.0
 """Cycles: of any call, of each wave of blocks but the first, of the sums' way through a cluster.  These and the rates
 below were fitted to 535 configurations of 28 layers on an H100: 23% off (root mean square of the logarithm)."""

@@ -17,14 +17,13 @@ from zeroskip.cuda import pixels
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import load
+from zeroskip.cuda.limits import CLOCK, MOST_BLOCKS
 from zeroskip.cuda.types import TYPES
 from zeroskip.pack.csr import Csr
 
 KERNEL = Path(__file__).with_name("kernel.cuh")
 TILE = 32
 """Nonzeros that a subwarp copies to shared memory at a time."""
-MOST_BLOCKS = 65535
-"""In the second dimension of a grid."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _linear_menu(layer: Layer) -> Iterator[SputnikConfig]:
             yield SputnikConfig(subwarp, 1, pieces, 1, 128 // subwarp)
 
 
-CLOCK, LATENCY_CYCLES = 1.7e9, 2000.0
+LATENCY_CYCLES = 2000.0
 
 
 def _seconds(layer: Layer, config: SputnikConfig, device: Device) -> float:
