@@ -168,6 +168,8 @@ class Machine:
             return False
         if name in ("bar.sync", "barrier.cluster.wait.aligned"):
             self._whole_warps(group)
+            if operands[1:] and self._read(group, operands[1]) != self.block[0]:
+                raise Fault(f"a barrier for other threads than the block's {self.block[0]}")
             self.waited[group.threads] += name != "bar.sync"
             if (self.arrived < self.waited)[group.threads].any():
                 raise Fault("waits for a cluster without having arrived")

@@ -137,7 +137,7 @@ class _Code:
             self._finish(place)
         if config.walk:
             if config.parts > 1:
-                body.put("bar.sync 0")  # what came is read before more comes
+                self._meet()  # what came is read before more comes
             body.put(f"add.u32 {self.tile}, {self.tile}, {config.walk}")
             more = body.to("p", "setp.lt.u32", f"{self.tile}, {config.tiles(self.shape)}")
             body.put(f"@{more} bra NEXT")
@@ -325,12 +325,16 @@ class _Code:
             for place in self._foreign():
                 for registers, offset in self._slots(place, self.team.part, self.sums[place]):
                     body.put(f"st.shared{width(len(registers))}.f32 [{lane}+{offset}], {operand(registers)}")
-            body.put("bar.sync 0")
+            self._meet()
         else:
             self._send(base, lane)
             self._await(base, own)
         for place in own:
             self._collect(place, lane)
+
+    def _meet(self) -> None:
+        """All teams of the block.  Each does in code of its own: such a barrier says how many threads it is for."""
+        self.body.put(f"bar.sync 1, {self.config.threads}")
 
     def _foreign(self) -> list[int]:
         """Places whose sums another team finishes."""
