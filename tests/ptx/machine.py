@@ -166,14 +166,13 @@ class Machine:
             parameters: dict[str, Array | int] = dict(zip(function.parameters, group.passed, strict=True))
             self.ready.append(_Group(group.threads, function, parameters))
             return False
-        if name in ("bar.sync", "barrier.cluster.wait.aligned"):
+        if name in ("bar.sync", "barrier.sync", "barrier.cluster.wait.aligned"):
             self._whole_warps(group)
-            if operands[1:] and self._read(group, operands[1]) != self.block[0]:
-                raise Fault(f"a barrier for other threads than the block's {self.block[0]}")
-            self.waited[group.threads] += name != "bar.sync"
+            cluster = "cluster" in name
+            self.waited[group.threads] += cluster
             if (self.arrived < self.waited)[group.threads].any():
                 raise Fault("waits for a cluster without having arrived")
-            self.parked.append(("block" if name == "bar.sync" else "cluster", group))
+            self.parked.append(("cluster" if cluster else "block", group))
             return False
         if name in ("barrier.cluster.arrive.aligned", "barrier.cluster.arrive.relaxed.aligned"):
             self._whole_warps(group)

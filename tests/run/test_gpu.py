@@ -87,6 +87,23 @@ def test_networks_equal_torch(name: str, prefer: tuple[str, ...], precision: Pre
         assert {step.method for step in engine.plan.steps} & set(prefer)
 
 
+def test_a_part_of_a_concatenation_that_starts_anywhere() -> None:
+    """Slab copies runs of 16 bytes; the part that ``narrow`` reads starts after 75 numbers."""
+
+    def forward(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = net.a(x), net.b(x)  # type: ignore[operator]
+        return net.narrow(b), net.last(torch.cat([a, b], 1))  # type: ignore[operator]
+
+    parts = {"a": nn.Conv2d(4, 3, 1), "b": nn.Conv2d(4, 16, 1), "narrow": nn.Conv2d(16, 8, 1)}
+    model, x = thin(Net(forward, **parts, last=nn.Conv2d(19, 8, 1)), 0.5).cuda(), torch.randn(2, 4, 5, 5).cuda()
+    engine = engine_with(model, x, "slab")
+    assert {step.method for step in engine.plan.steps} == {"slab"}
+    assert next(step for step in engine.plan.steps if "narrow" in step.nodes[0]).config["mode"] == "runs"
+    with torch.no_grad():
+        for y, want in zip(engine(x), model(x), strict=True):
+            assert distance(y, want) < CLOSE["fp32"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_model_compiles_from_end_to_end(dtype: torch.dtype, quick: None) -> None:
     model, x = stack().to(dtype), image().to(dtype)

@@ -245,7 +245,7 @@ class Executor:
         """The slot to read ``name`` from in layout ``want``; adds a conversion where one may be needed."""
         source = self._slot[name]
         have = self._storage.halo.get(name, (0, 0))
-        known = name in self._storage.halo
+        known = name in self._storage.halo and (want.aligned == 1 or name not in self._storage.slices)
         if want.order == "any" or (known and want.order == "nchw" and _fits(have, want)):
             return source
         if want.order == "nchw" and want.halo and want.halo != (0, 0):

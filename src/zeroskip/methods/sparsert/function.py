@@ -333,8 +333,12 @@ class _Code:
             self._collect(place, lane)
 
     def _meet(self) -> None:
-        """All teams of the block.  Each does in code of its own: such a barrier says how many threads it is for."""
-        self.body.put(f"bar.sync 1, {self.config.threads}")
+        """All teams of the block, from code of their own, which the aligned form, ``bar.sync``, is not for.
+
+        For sm_80 ptxas keeps what lives across the other form in memory; there the aligned one must do: the hardware
+        counts warps, wherever they come from.
+        """
+        self.body.put("barrier.sync 0" if self.hopper else "bar.sync 0")
 
     def _foreign(self) -> list[int]:
         """Places whose sums another team finishes."""
