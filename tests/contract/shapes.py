@@ -8,6 +8,7 @@ SHAPES = {
     "1x1": ConvShape(1, 5, 7, 9, 6, 1, 1),
     "1x1 one pixel": ConvShape(1, 33, 1, 1, 17, 1, 1),
     "1x1 large batch": ConvShape(5, 12, 3, 17, 7, 1, 1),
+    "1x1 in vectors": ConvShape(2, 8, 4, 8, 12, 1, 1),
     "1x1 stride 2": ConvShape(2, 8, 9, 14, 7, 1, 1, (2, 2)),
     "1x1 padded": ConvShape(1, 12, 13, 13, 10, 1, 1, padding=(1, 1)),
     "1x1 padded by 3": ConvShape(1, 4, 2, 3, 5, 1, 1, padding=(3, 2)),

@@ -167,7 +167,8 @@ def surrounded(x: Tensor, halo: tuple[int, int], value: float) -> Tensor:
 
 @pytest.mark.parametrize("pick", range(3))
 @pytest.mark.parametrize(
-    "shape", ["1x1 stride 2", "3x3", "3x3 stride 2", "3x3 dilation 2", "5x5", "2x2", "many channels"]
+    "shape",
+    ["1x1 in vectors", "1x1 stride 2", "3x3", "3x3 stride 2", "3x3 dilation 2", "5x5", "2x2", "many channels"],
 )
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_outside_the_input_and_its_halo_is_read(name: str, shape: str, pick: int) -> None:
@@ -188,7 +189,16 @@ def test_nothing_outside_the_input_and_its_halo_is_read(name: str, shape: str, p
 @pytest.mark.parametrize("pick", range(4))
 @pytest.mark.parametrize(
     "shape",
-    ["1x1", "1x1 large batch", "3x3", "3x3 batch 5 of small images", "7x7 stride 2", "depthwise", "many channels"],
+    [
+        "1x1",
+        "1x1 in vectors",
+        "1x1 large batch",
+        "3x3",
+        "3x3 batch 5 of small images",
+        "7x7 stride 2",
+        "depthwise",
+        "many channels",
+    ],
 )
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_outside_the_output_is_written(name: str, shape: str, pick: int) -> None:

@@ -35,10 +35,12 @@ class Sputnik(LayerMethod[SputnikConfig, SputnikPacked]):
 
     def candidate(self, segment: Segment, config: SputnikConfig) -> Candidate[SputnikConfig]:
         cuda.check(segment.layer, config)
-        layout = Layout("rows") if segment.layer.kind == "linear" else Layout("nchw")
-        return Candidate(
-            config, (layout,) * len(segment.inputs), (replace(layout, writes_halo=layout.order == "nchw"),)
-        )
+        x, y = Layout("nchw"), Layout("nchw", writes_halo=True)
+        if segment.layer.kind == "linear":
+            x = y = Layout("rows")
+        elif config.vector > 1:
+            x, y = Layout("nchw", (0, 0), aligned=config.vector), Layout("nchw", (0, 0))
+        return Candidate(config, (x,) * len(segment.inputs), (y,))
 
     def pack(self, segment: Segment, parameters: Parameters, config: SputnikConfig) -> SputnikPacked:
         return cuda.pack(segment.layer, parameters["weight"], parameters.get("bias"), config)
