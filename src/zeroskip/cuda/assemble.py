@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 import threading
 
@@ -16,6 +17,8 @@ from zeroskip.cuda.compile import Resources, exact_version, identity, imported
 _ADVICE = "pip install 'zeroskip[cuda]' nvidia-nvjitlink"
 _RESERVED = 1024
 """Bytes of shared memory that nvJitLink counts as the kernel's and Hopper keeps for itself."""
+_SPLITS = 13
+"""The first nvJitLink that is known to assemble the functions of one text side by side."""
 _locks: dict[bytes, threading.Lock] = {}
 """By text.  Whoever wants a text assembled waits for the one who does it already: it can take a minute."""
 _MOST_SAID, _MOST_QUOTED = 20, 5
@@ -64,7 +67,10 @@ def _assemble(text: str, symbol: str, arch: str) -> bytes:
         raise CompileError(f"{symbol} did not assemble for {arch}", 'an architecture is called like "sm_90a"')
     core = imported("cuda.core")
     # The info log is what `verbose` and `-v` ask for.  What nvJitLink has cached would come without one.
-    options = core.LinkerOptions(name=symbol, arch=arch, verbose=True, ptxas_options=["-v"], no_cache=True)
+    wishes = ["-v"]
+    if imported("cuda.bindings.nvjitlink").version()[0] >= _SPLITS:
+        wishes.append(f"--split-compile={os.cpu_count()}")
+    options = core.LinkerOptions(name=symbol, arch=arch, verbose=True, ptxas_options=wishes, no_cache=True)
     try:
         linking = core.Linker(core.ObjectCode.from_ptx(text.encode(), name=symbol), options=options)
         cubin = bytes(linking.link("cubin").code)

@@ -28,7 +28,7 @@ from zeroskip.plan.plan import Rejection
 MOST_CANDIDATES = {"cpu": 8, "cuda": 24}
 """Of one method: the likeliest ones by its own estimate.  A run takes microseconds on a GPU, and its kernels compile
 side by side."""
-DEAR, HOPELESS = 2.0, 1.7
+DEAR, HOPELESS = 2.0, 1.5
 """What takes longer than so many seconds to build is built only if its estimate is not so many times what the others
 took."""
 FINALISTS = 3

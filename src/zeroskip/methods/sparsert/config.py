@@ -26,6 +26,11 @@ MOST_REGISTERS, SCHEDULERS = 255, 4
 """Registers of a thread; schedulers of a multiprocessor, which have equally many, for a quarter of the warps each."""
 
 
+def room(threads: int) -> int:
+    """Registers that each thread of a block can have: they come in eights, and each scheduler has its own."""
+    return min(REGISTERS // SCHEDULERS // (-(-threads // 32 // SCHEDULERS) * 32) // 8 * 8, MOST_REGISTERS)
+
+
 @dataclass(frozen=True)
 class SparseRTConfig:
     """Which warp of which block computes what.
@@ -111,8 +116,8 @@ class SparseRTConfig:
 
     @property
     def room(self) -> int:
-        """Registers that a thread can have: they come in eights, and each scheduler has its own."""
-        return min(REGISTERS // SCHEDULERS // (-(-self.threads // 32 // SCHEDULERS) * 32) // 8 * 8, MOST_REGISTERS)
+        """Registers that a thread can have."""
+        return room(self.threads)
 
     @property
     def resident(self) -> int:

@@ -19,6 +19,7 @@ from zeroskip.methods.sparsert.config import (
     SparseRTConfig,
     check,
     flat,
+    room,
     tested,
 )
 
@@ -27,10 +28,11 @@ ASSEMBLED = 9e-5
 2,000 to 460,000 instructions and 4 to 64 rows; proportional, since functions are assembled one by one."""
 MOST_SECONDS = 60.0
 """Of one core: what would take longer to assemble is not tried."""
-MOST_SECONDS_TOGETHER = 120.0
-"""Of all candidates of a layer, on one core."""
+MOST_SECONDS_TOGETHER = 60.0
+"""Of all candidates of a layer, on one core.  Of 24 layers whose candidates would take longer, the fastest was among
+the first five for 20 (records of fig10, H100)."""
 MOST_CANDIDATES = 24
-SIMILAR = 0.02
+SIMILAR = 0.04
 """How much better a candidate must be for each one before it with the same rows, pixels or split, to come next."""
 
 
@@ -123,7 +125,7 @@ def _menu(layer: Layer, device: Device) -> Iterator[SparseRTConfig]:
             if few or idle or nonzeros > MOST:
                 continue
             for halo in halos:
-                registers = _registers(shape, rows * vector * pieces, pieces, halo)
+                registers = _registers(shape, rows * vector * pieces, pieces, halo, 32 * warps * stack * groups)
                 try:
                     config = SparseRTConfig(
                         rows, vector, pieces, warps, stack, groups, split, halo=halo, registers=registers
@@ -133,12 +135,12 @@ def _menu(layer: Layer, device: Device) -> Iterator[SparseRTConfig]:
                 yield from _variants(layer, config, device)
 
 
-def _registers(shape: ConvShape, sums: int, pieces: int, halo: bool) -> int:
-    """Enough for a thread.  With fewer, ptxas moves what vector loads bring to other registers, or spills."""
-    enough = 1.25 * sums + 32
-    if tested(shape, halo):
-        enough = max(enough, sums + 28 + 20 * pieces)
-    return min(math.ceil(enough / 8) * 8, MOST_REGISTERS)
+def _registers(shape: ConvShape, sums: int, pieces: int, halo: bool, threads: int) -> int:
+    """Enough for a thread; what there is for it in a large block, if that will just do.  With fewer, ptxas moves what
+    vector loads bring to other registers, or spills."""
+    least = sums + 28 + (20 * pieces if tested(shape, halo) else 0)
+    enough = min(math.ceil(max(1.25 * sums + 32, least) / 8) * 8, MOST_REGISTERS)
+    return room(threads) if least <= room(threads) < enough else enough
 
 
 def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[SparseRTConfig]:
