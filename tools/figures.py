@@ -98,7 +98,7 @@ def tensor_cores(found: Products) -> list[str]:
     facts = {"mask": "random", "batch": 1, "cache": "warm", "density": 0.1}
     shapes = found.of(precision="fp32", **facts)
     every = products.searched(found.of(**facts))
-    what = "The fastest of cuBLAS, cublasLt and Triton" if every else "cuBLAS"
+    what = "the fastest of cuBLAS, cublasLt and Triton" if every else "cuBLAS"
     lines = []
     for column, ours in (("tf32", "fp32"), ("fp16", "fp16")):
         dense = [found.one(name=item.case["name"], precision=column, **facts) for item in shapes]
@@ -115,7 +115,8 @@ def tensor_cores(found: Products) -> list[str]:
             lines.append(
                 f"{what} in {column.replace('tf', 'TF')} is faster than our best {ours} on {won} of {len(known)} shapes"
             )
-    return ["", "; ".join(lines) + "."] if lines else []
+    text = "; ".join(lines)
+    return ["", f"{text[0].upper() if every else text[0]}{text[1:]}."] if lines else []
 
 
 RIVALS = (
@@ -138,8 +139,11 @@ def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tupl
         for batch in (8, 32):
             table = rivals.versus_table(suites["fig10"], peaks, cache="warm", **nine | {"batch": batch})
             found.append((f"Against the fastest dense, {batch} images, warm", table, ""))
-        table = rivals.libraries_table(suites["fig10"], cache="warm", **nine)
+        table = rivals.times_table(suites["fig10"], products.VENDOR_DENSE.__contains__, cache="warm", **nine)
         found.append(("Each dense library", table, "Triton's product has bias and ReLU inside."))
+        for batch, images in ((1, "one image"), (8, "8 images"), (32, "32 images")):
+            table = rivals.times_table(suites["fig10"], products.skips, cache="warm", **nine | {"batch": batch})
+            found.append((f"Each method that skips zeros, {images}, warm", table, ""))
     if products.searched(suites["squares"].all):
         table = rivals.versus_table(suites["squares"], peaks, cache="warm", **nine)
         found.append(("Against the fastest dense, square products", table, ""))

@@ -15,6 +15,7 @@ from report import gpu_records as made
 from zeroskip.report import networks, plots, rivals
 from zeroskip.report.networks import networks_table
 from zeroskip.report.products import (
+    VENDOR_DENSE,
     Products,
     ablation_table,
     batches_table,
@@ -138,7 +139,7 @@ def test_ours_stand_against_the_fastest_dense_of_each_column() -> None:
     assert (first["ours fp32"], first["next"], first["ours fp16"]) == ("4.00 slab", "5.00 sputnik", "1.00 slab")
     assert (first["over fp32"], first["over TF32"], first["over fp16"]) == ("1.50x", "0.50x", "1.50x")
     assert (mean["over fp32"], mean["over TF32"], mean["over fp16"]) == ("1.50x", "0.50x", "1.50x")
-    table = rivals.libraries_table(found, cache="warm", **NINE)
+    table = rivals.times_table(found, VENDOR_DENSE.__contains__, cache="warm", **NINE)
     assert table.head == ("layer", "column", "cublas", "cublas_epilogue", "cublaslt", "cublaslt_epilogue", "triton")
     assert table.rows[2] == (made.SHAPES[0], "TF32", "3.00", "", "2.50", "", "2.00")
 
@@ -360,6 +361,7 @@ def test_the_fastest_dense_is_shown_once_more_than_cublas_was_measured(tool: Mod
         "Against the fastest dense, nine pointwise layers, cold",
         "Against the fastest dense, 32 images, warm",
         "Each dense library",
+        "Each method that skips zeros, one image, warm",
         "3x3 layers of ResNet-50 and VGG-19, batch 8, warm",
     ):
         assert f"## {title}" in page

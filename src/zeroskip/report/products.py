@@ -66,6 +66,11 @@ def is_ours(method: str) -> bool:
     return method not in (*BASELINES, *VENDOR_SPARSE) and ":" not in method
 
 
+def skips(method: str) -> bool:
+    """A whole method that skips zeros, ours or the vendor's."""
+    return is_ours(method) or method in VENDOR_SPARSE
+
+
 def best(comparison: Comparison | None, wanted: Callable[[str], bool] = is_ours) -> Record | None:
     """The fastest of the methods ``wanted``."""
     if comparison is None:

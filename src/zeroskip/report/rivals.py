@@ -11,7 +11,6 @@ from zeroskip.core.layer import ConvShape
 from zeroskip.core.record import Record
 from zeroskip.report.plausible import TF32_PRODUCTS
 from zeroskip.report.products import (
-    VENDOR_DENSE,
     Products,
     best,
     geometric_mean,
@@ -141,13 +140,14 @@ def versus_table(products: Products, peaks: Peaks, **facts: Any) -> Table:
     return Table(head, tuple(rows), frozenset(range(1, len(head))))
 
 
-def libraries_table(products: Products, **facts: Any) -> Table:
-    """What each of the dense libraries takes, and our fastest of the same column.  Microseconds."""
+def times_table(products: Products, wanted: Callable[[str], bool], **facts: Any) -> Table:
+    """What each of the methods ``wanted`` takes, in every column.  Microseconds."""
     found = [(column, item) for column in COLUMNS for item in products.of(precision=column, **facts)]
-    methods = [method for method in VENDOR_DENSE if any(method in item.times for _, item in found)]
+    methods = list(dict.fromkeys(method for _, item in found for method in sorted(item.times) if wanted(method)))
+    timed = [(column, item) for column, item in found if any(method in item.times for method in methods)]
     rows = [
         (str(item.case["name"]), NAMES[column], *(time_cell(us(item, method)) for method in methods))
-        for column, item in found
+        for column, item in timed
     ]
     return Table(("layer", "column", *methods), tuple(rows), frozenset(range(2, len(methods) + 2)))
 
