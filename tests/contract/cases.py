@@ -17,7 +17,16 @@ from zeroskip.core.device import Device, cpu, cuda
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.graph import CONV, LINEAR, ConvAttributes, Graph, Node, Ref, Segment, Value
 from zeroskip.core.jsonable import to_json
-from zeroskip.core.layer import PRECISION_DTYPES, Activation, ConvShape, Precision, ResidualPlace
+from zeroskip.core.layer import (
+    PRECISION_DTYPES,
+    Activation,
+    ConvShape,
+    Epilogue,
+    Layer,
+    Precision,
+    ResidualPlace,
+    Sparsity,
+)
 from zeroskip.core.method import AnyMethod, Candidate, layer_parameters, layer_segment
 from zeroskip.core.oracle import UNIT_ROUNDOFF
 from zeroskip.measure.bound import Bound, Case, Oracle, Stage, Verdict, bind, check
@@ -32,6 +41,11 @@ from zeroskip.run.engine import Engine, Variant
 METHODS = tuple(registry())
 OURS = tuple(name for name, method in registry().items() if method.exploits != "nothing")
 
+
+_ANY = Layer("any", "conv2d", ConvShape(1, 4, 4, 4, 4, 1, 1), "fp32", Sparsity.of(torch.ones(4, 4, 1, 1)), Epilogue())
+GPU_ONLY = {
+    name for name in METHODS if (registry()[name].supports(_ANY, cpu(1)) or "").startswith("runs on NVIDIA GPUs")
+}
 
 _kind = "cpu"
 
