@@ -28,7 +28,7 @@ from zeroskip.core.errors import Unsupported
 from zeroskip.cuda.limits import CLUSTERS
 from zeroskip.methods.sparsert.config import BARRIER, SparseRTPacked
 from zeroskip.methods.sparsert.function import POINTERS, STRIDES, Team, function, parameters
-from zeroskip.methods.sparsert.ptx import BITS, Body
+from zeroskip.methods.sparsert.ptx import BITS, Body, half_pairs, singles
 
 SYMBOL = "sparsert"
 OLDEST = 80
@@ -59,7 +59,9 @@ def _teams(packed: SparseRTPacked) -> Iterator[Team]:
     config, weight = packed.config, packed.weight
     groups, bounds = weight.rows.cpu().tolist(), weight.bounds.cpu().tolist()
     places, columns = weight.places.cpu().numpy(), weight.columns.cpu().tolist()
-    entries = list(zip(columns, places.tolist(), weight.values.cpu().tolist(), strict=True))
+    values = weight.values.cpu().float().numpy()
+    operands = half_pairs(values.astype(np.float16)) if config.terms else singles(values)
+    entries = list(zip(columns, places.tolist(), operands, strict=True))
     biases = packed.bias.cpu().tolist()
     index = 0
     for block in range(len(groups) // config.stack):
@@ -72,7 +74,7 @@ def _teams(packed: SparseRTPacked) -> Iterator[Team]:
                     given[part, places[ends[part] : ends[part + 1]]] = True
                 for part in range(rank * config.groups, (rank + 1) * config.groups):
                     own = groupby(entries[ends[part] : ends[part + 1]], key=lambda entry: entry[0])
-                    nonzeros = [(column, [(place, value) for _, place, value in found]) for column, found in own]
+                    nonzeros = [(column, [entry[1:] for entry in found]) for column, found in own]
                     yield Team(index, part, rows, [biases[row] for row in rows], nonzeros, given)
                     index += 1
 

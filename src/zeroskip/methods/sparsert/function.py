@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from zeroskip.core.layer import PRECISION_BYTES
 from zeroskip.methods.sparsert.config import BARRIER, FLOAT, SparseRTPacked, beyond, flat
-from zeroskip.methods.sparsert.ptx import BITS, Body, Kind, half_pair, operand, single, width
+from zeroskip.methods.sparsert.ptx import BITS, Body, Kind, operand, single, width
 
 POINTERS = ("x", "y", "residual")
 STRIDES = ("x_image", "y_image", "y_channel", "y_row", "r_image")
@@ -28,15 +28,15 @@ MOST_RING = 32
 class Team:
     """What one function computes: one part of a row group, whose row numbers and biases are listed by place.
 
-    ``nonzeros``: columns in ascending order, with place and value of each of their nonzeros.  ``given`` bool ``[parts,
-    places]``: which parts of the group have nonzeros in which row.
+    ``nonzeros``: columns in ascending order, with place and weight of each of their nonzeros, the weight as the operand
+    of its instruction.  ``given`` bool ``[parts, places]``: which parts of the group have nonzeros in which row.
     """
 
     index: int
     part: int
     rows: Sequence[int]
     biases: Sequence[float]
-    nonzeros: Sequence[tuple[int, Sequence[tuple[int, float]]]]
+    nonzeros: Sequence[tuple[int, Sequence[tuple[int, str]]]]
     given: npt.NDArray[np.bool_]
 
     def owner(self, place: int) -> int:
@@ -196,10 +196,13 @@ class _Code:
     def _multiply(self) -> None:
         """Add x times weight to the sums, for every nonzero."""
         body, channels, nonzeros = self.body, self.shape.c, self.team.nonzeros
-        never, count, tap, ring = "", 0, -1, _Ring()
+        channel = self.item * self.x_channel
+        never, count, tap, first, ring = "", 0, -1, 0, _Ring()
         for index, (column, entries) in enumerate(nonzeros):
             if column // channels != tap:
                 tap = column // channels
+                down, right = self._tap(tap)
+                first = self.item * (down * self.x_row + right) - tap * channels * channel
                 ahead = nonzeros[index : index + MOST_RING]
                 ring = self._ring(tap, sum(other // channels == tap for other, _ in ahead))
             if count + len(entries) > MOST_NONZEROS:
@@ -208,28 +211,32 @@ class _Code:
                 body.put(f"@{never} bra END")
                 count = 0
             count += len(entries)
-            words = [word for at, piece in enumerate(self.pieces) for word in self._x(piece, column, ring, at)]
+            words: list[str] = []
+            for at, piece in enumerate(self.pieces):
+                words += self._x(f"[{piece.x}+{first + column * channel}]", ring, at)
             ring.turn += 1
             if self.config.terms:
                 for place, weight in entries:
                     self._chain(place, weight, words)
-                continue
-            elements = [element for word in words for element in self._single(word)]
-            for place, weight in entries:
-                self._add(place, weight, elements)
+            else:
+                elements = words if self.item == FLOAT else [one for word in words for one in self._single(word)]
+                self._add(entries, elements)
         for place in list(self.chains):
             self._end_chain(place)
 
-    def _add(self, place: int, weight: float, elements: Sequence[str]) -> None:
-        if place not in self.sums:
-            self.sums[place] = [self.body.to("f", "mul.rn.f32", f"{x}, {single(weight)}") for x in elements]
-            return
-        for total, x in zip(self.sums[place], elements, strict=True):
-            self.body.put(f"fma.rn.f32 {total}, {x}, {single(weight)}, {total}")
+    def _add(self, entries: Sequence[tuple[int, str]], elements: Sequence[str]) -> None:
+        """One column's products; written for speed, as this is most of the text."""
+        sums, lines = self.sums, self.body.lines
+        for place, weight in entries:
+            if place not in sums:
+                sums[place] = [self.body.to("f", "mul.rn.f32", f"{x}, {weight}") for x in elements]
+                continue
+            for total, x in zip(sums[place], elements):  # noqa: B905 -- as many of each
+                lines.append(f"\tfma.rn.f32 {total}, {x}, {weight}, {total};")
 
-    def _chain(self, place: int, weight: float, words: Sequence[str]) -> None:
-        """``_add`` in float16, whose sums go to float32 after so many terms."""
-        body, factor = self.body, self.body.to("r", "mov.b32", half_pair(weight))
+    def _chain(self, place: int, weight: str, words: Sequence[str]) -> None:
+        """A product in float16, whose sums go to float32 after so many terms."""
+        body, factor = self.body, self.body.to("r", "mov.b32", weight)
         length, totals = self.chains.get(place, (0, []))
         if not length:
             totals = [body.to("r", "mul.rn.f16x2", f"{word}, {factor}") for word in words]
@@ -273,11 +280,8 @@ class _Code:
             ring.zeros.append([body.to(kind, zero, nothing) for _ in range(min(loads, config.ring))])
         return ring
 
-    def _x(self, piece: _Piece, column: int, ring: _Ring, at: int) -> list[str]:
-        """x of a column, as it lies in memory."""
-        tap, channel = divmod(column, self.shape.c)
-        down, right = self._tap(tap)
-        where = f"[{piece.x}+{self.item * (channel * self.x_channel + down * self.x_row + right)}]"
+    def _x(self, where: str, ring: _Ring, at: int) -> list[str]:
+        """x at an address of piece number ``at``, as it lies in memory."""
         if not ring.tests:
             return self._load(where)
         target = ring.zeros[at][ring.turn % len(ring.zeros[at])]

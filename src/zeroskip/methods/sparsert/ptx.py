@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 Kind = Literal["p", "h", "r", "d", "f"]
 BITS: dict[Kind, str] = {"p": ".pred", "h": ".b16", "r": ".b32", "d": ".b64", "f": ".f32"}
 """Types of registers by the letter that their names begin with."""
@@ -18,10 +21,14 @@ def single(value: float) -> str:
     return f"0f{struct.unpack('<I', struct.pack('<f', value))[0]:08X}"
 
 
-def half_pair(value: float) -> str:
-    """The float16 ``value`` twice."""
-    bits = struct.unpack("<H", struct.pack("<e", value))[0]
-    return f"0x{bits:04X}{bits:04X}"
+def singles(values: npt.NDArray[np.float32]) -> list[str]:
+    """``single`` of each."""
+    return [f"0f{bits:08X}" for bits in values.view(np.uint32).tolist()]
+
+
+def half_pairs(values: npt.NDArray[np.float16]) -> list[str]:
+    """Each value twice, as a 32-bit operand."""
+    return [f"0x{bits:04X}{bits:04X}" for bits in values.view(np.uint16).tolist()]
 
 
 def operand(registers: Sequence[str]) -> str:
