@@ -200,9 +200,9 @@ def with_parametrization() -> nn.Module:
         (tiny, {"sparsity": -0.1}, r"sparsity: got -0.1"),
         (tiny, {"sparsity": float("nan")}, r"sparsity: got nan"),
         (tiny, {"sparsity": None}, r"sparsity: got None"),
-        (tiny, {"scope": "all"}, r"scope: got 'all', expected \"layer\" or \"global\""),
+        (tiny, {"scope": "all"}, r"scope: got 'all', expected \"layer\", \"global\" or \"erk\""),
         (tiny, {"pattern": "2:4", "scope": "global"}, r"scope: got \"global\" with pattern '2:4'"),
-        (tiny, {"pattern": "4:2"}, r"pattern: got '4:2', expected \"unstructured\" or \"N:M\""),
+        (tiny, {"pattern": "4:2"}, r"pattern: got '4:2', expected \"unstructured\", \"filters\" or \"N:M\""),
         (tiny, {"pattern": "block"}, r"pattern: got 'block'"),
         (tiny, {"pattern": "2:4"}, r"layer '1': got 6 input channels .* multiple of 4; .* skip=\['1'\]"),
         (tiny, {"skip": ["conv*"]}, r"skip: got 'conv\*', which matches no .* expected one of: 0, 1, 2"),
@@ -256,3 +256,17 @@ def test_record_prints_as_a_table() -> None:
         "2          576      576   100.0%  dense (output layer)",
         "total    1,440      922    64.0%",
     ]
+
+
+def test_a_module_under_two_names_answers_to_both() -> None:
+    net = random_net(4, 4, 4, 4)
+    net.append(net[1])
+    assert reasons(prune(net, 0.5, skip=["3"], only=["*"])) == {"0": None, "1": "skip", "2": None}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("arguments", [{}, {"scope": "erk"}, {"pattern": "2:4"}])
+def test_layers_without_weights(arguments: dict[str, object]) -> None:
+    record = prune(nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4), nn.Linear(4, 4)), **arguments)  # type: ignore[arg-type]
+    assert [layer.density for layer in record.layers] == [0, 0, 1]
+    assert str(record).splitlines()[-1].split() == ["total", "16", "16", "100.0%"]

@@ -17,7 +17,11 @@ def prune(
     weights: Weights = None,
     sparsity: Annotated[float, typer.Option(help="Fraction of the weights to zero.")] = 0.9,
     pattern: Annotated[str, typer.Option(help='"unstructured", or N:M such as "2:4".')] = "unstructured",
-    scope: Annotated[Literal["layer", "global"], typer.Option(help="A threshold per layer, or one for all.")] = "layer",
+    scope: Annotated[
+        Literal["layer", "global", "erk"], typer.Option(help="How the budget is dealt to layers.")
+    ] = "layer",
+    permute: Annotated[bool, typer.Option(help="For N:M: reorder channels first, so that less is lost.")] = False,
+    shape: Annotated[str, typer.Option(help="Of an input, for --permute.")] = "1,3,224,224",
     as_json: Json = False,
 ) -> None:
     """Set the smallest weights of a network to zero and save it.
@@ -26,15 +30,24 @@ def prune(
     """
     import json
 
-    from safetensors.torch import save_file
+    import torch
+    from safetensors.torch import save
 
+    from zeroskip.cli.compile import sizes
     from zeroskip.cli.models import build
     from zeroskip.pruning import prune as zero_smallest
+    from zeroskip.pruning.atomic import write_atomically
 
+    if pattern == "filters":
+        raise ValueError(
+            f'pattern: got "filters", expected "unstructured" or "N:M", since {model} could not load the smaller '
+            "weights; call zeroskip.prune from Python and save the network with zeroskip.compile(...).save"
+        )
     with progress(f"pruning {model}"):
         network = build(model, weights)
-        record = zero_smallest(network, sparsity, pattern=pattern, scope=scope)
-        save_file(network.state_dict(), to)
+        example = torch.rand(sizes(shape)) if permute else None
+        record = zero_smallest(network, sparsity, pattern=pattern, scope=scope, permute=permute, example=example)
+        write_atomically(to, lambda file: file.write(save(network.state_dict())))
     if as_json:
         out_json(json.loads(record.to_json()) | {"out": str(to)})
     else:

@@ -22,12 +22,17 @@ class Layer:
 
 
 def choose_layers(
-    model: nn.Module, skip: Sequence[str] | None = None, only: Sequence[str] | None = None
+    model: nn.Module,
+    skip: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+    *,
+    filters: bool = False,
 ) -> list[Layer]:
     """Every Conv2d and Linear of `model` in module order, each with the verdict on it.
 
     Left alone by default: the first convolution, depthwise convolutions (groups == in_channels), and
-    the output layer: the last Linear or, in a network without any, the last convolution.
+    the output layer: the last Linear or, in a network without any, the last convolution; where whole
+    `filters` are to go, which ties layers to each other, the output layer alone.
     `only` replaces these defaults; `skip` always counts. Both are fnmatch patterns of module names.
     A weight that several modules share appears once, under its first name; patterns may use any name.
 
@@ -37,7 +42,7 @@ def choose_layers(
     names = _names_by_weight(model)
     _check_patterns("skip", skip, names)
     _check_patterns("only", only, names)
-    reasons = _default_reasons(model)
+    reasons = _default_reasons(model, filters)
     layers = []
     for group in names:
         if _matches(group, skip or ()):
@@ -59,7 +64,8 @@ def choose_layers(
 
 def _names_by_weight(model: nn.Module) -> list[list[str]]:
     names: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
+    # Without duplicates a module that is used under two names would have one.
+    for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         # The value of such a weight is recomputed from other tensors, which would undo the pruning.
@@ -75,8 +81,6 @@ def _names_by_weight(model: nn.Module) -> list[list[str]]:
 
 
 def _check_patterns(argument: str, patterns: Sequence[str] | None, names: list[list[str]]) -> None:
-    if isinstance(patterns, str):
-        raise ValueError(f"{argument}: got the string {patterns!r}, expected a list of patterns; put it in brackets")
     for pattern in patterns or ():
         if not any(_matches(group, [pattern]) for group in names):
             known = ", ".join(name for group in names for name in group)
@@ -90,11 +94,13 @@ def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _default_reasons(model: nn.Module) -> dict[str, str]:
+def _default_reasons(model: nn.Module, filters: bool) -> dict[str, str]:
     """Why the defaults leave a layer alone, for those they leave alone."""
     convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    reasons = {name: "depthwise" for name, conv in convs.items() if conv.groups == conv.in_channels > 1}
-    reasons |= dict.fromkeys((linears or list(convs))[-1:], "output layer")
+    output = dict.fromkeys((linears or list(convs))[-1:], "output layer")
+    if filters:
+        return output
+    reasons = {name: "depthwise" for name, conv in convs.items() if conv.groups == conv.in_channels > 1} | output
     reasons |= dict.fromkeys(list(convs)[:1], "first convolution")
     return reasons

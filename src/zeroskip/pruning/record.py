@@ -24,7 +24,7 @@ class LayerRecord:
     @property
     def density(self) -> float:
         """Fraction of the weights that are not zero."""
-        return self.nnz / self.numel
+        return self.nnz / max(self.numel, 1)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PruneRecord:
     @property
     def density(self) -> float:
         """Fraction of all the listed weights that are not zero, layers left alone included."""
-        return sum(layer.nnz for layer in self.layers) / sum(layer.numel for layer in self.layers)
+        return sum(layer.nnz for layer in self.layers) / max(sum(layer.numel for layer in self.layers), 1)
 
     def to_json(self) -> str:
         """The record as a JSON object, for `from_json`."""

@@ -1,0 +1,58 @@
+"""One rank of `torchrun`: trains a network on its own share of the data and prunes it, once for each scenario (its
+arguments: a kind of pruner, and what rank 1 has different)."""
+
+import sys
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from pruning.training import batch, network, optimizer_of, pruner_of, train_step
+from zeroskip.pruning import check_ranks
+
+STEPS = 12
+
+
+def sparsity(scenario: str, rank: int) -> float:
+    """At the end of the training; raises RuntimeError where the ranks differ."""
+    kind, _, other = scenario.partition(", other ")
+    model = network()
+    # Ranks start differently, as they do without a seed: DistributedDataParallel gives all the weights of rank 0.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += rank * torch.randn_like(parameter)
+    ddp = DistributedDataParallel(model)
+    optimizer = optimizer_of(model)
+    pruner = pruner_of("gradual erk" if other == "config" and rank else kind, model, optimizer)
+    torch.manual_seed(rank)  # dropout
+    for step in range(1, STEPS + 1):
+        data = batch(2 * step + rank)
+        train_step(ddp, optimizer, pruner, data)
+        if other == "weights" and rank and step == 4:
+            with torch.no_grad():
+                model.get_parameter("3.weight").normal_()
+        check_ranks(pruner)
+    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    everyone = [torch.empty_like(flat) for _ in range(2)]
+    distributed.all_gather(everyone, flat)
+    assert torch.equal(*everyone)
+    assert not (flat == 0).all()
+    return pruner.sparsity
+
+
+def main(scenarios: list[str]) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    for scenario in scenarios:
+        try:
+            found = f"sparsity {sparsity(scenario, rank):.3f}"
+        except RuntimeError as error:  # the same on every rank, so all go on
+            found = f"RuntimeError {error}"
+        sys.stdout.write(f"{scenario}: rank {rank} {found}\n")
+        sys.stdout.flush()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
