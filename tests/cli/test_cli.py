@@ -12,14 +12,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 import zeroskip
+from contract.cases import engine_with
 from zeroskip.cli.main import app
 from zeroskip.core.device import Device
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.record import Record, Times
 from zeroskip.measure import peaks as peaks_module
+from zeroskip.methods import registry
 from zeroskip.model.zoo import BUILDERS
 from zeroskip.plan.plan import Plan
 from zeroskip.report.records import Writer
+from zeroskip.run.engine import Engine
 
 VERBS = ("doctor", "prune", "compile", "run", "bench", "report", "demo")
 HEAVY = ("torch", "numpy", "plotly", "matplotlib", "llvmlite")
@@ -167,6 +170,28 @@ def test_prune_compile_run_in_a_row(tmp_path: Path, tiny: None) -> None:
     call("run", engine, "--input", image, "--output", y, "--repeat", 1)
     grey = torch.full((1, 3, 12, 16), 51 / 255)
     assert read_array(y).equal(zeroskip.load(engine)(grey))
+
+
+def test_run_names_the_likeliest_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    labels = [f"class {index}" for index in range(7)]
+    Engine(engine_with(model, torch.rand(1, 3, 12, 16)).variants, registry(), labels).save(tmp_path / "m.zsk")
+    image, x, y = tmp_path / "x.png", tmp_path / "x.npy", tmp_path / "y.npy"
+    write_inputs(image, x)
+    (found,) = json.loads(call("run", tmp_path / "m.zsk", "--input", image, "--output", y, "--repeat", 1, "--json")[0])[
+        "likeliest"
+    ]
+    chances = read_array(y)[0].softmax(0)
+    assert [guess["label"] for guess in found] == [labels[index] for index in chances.argsort(descending=True)[:5]]
+    assert [guess["probability"] for guess in found] == pytest.approx(chances.sort(descending=True).values[:5].tolist())
+    lines = call("run", tmp_path / "m.zsk", "--input", x, "--repeat", 1)[0].splitlines()
+    assert len(lines) == 8
+    assert lines[0].lstrip()[0].isdigit()
+    assert "class" in lines[4]
+    assert lines[6] == "output 1x7 float32"
+    assert "class" not in call("run", tmp_path / "m.zsk", "--repeat", 1)[0]
+    assert "likeliest" not in json.loads(call("run", tmp_path / "m.zsk", "--repeat", 1, "--json")[0])
 
 
 def write_inputs(image: Path, array: Path) -> None:

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contract.cases import OURS, Net, engine_with, thin
+from zeroskip.methods import registry
+from zeroskip.pack.smallest import FORMS, restored
+from zeroskip.run.engine import Engine
 from zeroskip.run.file import OPERATORS
 
 Document = dict[str, Any]
+LABELS = ("ant", "bee", "café", "bee", "")
 
 
 def everything() -> tuple[nn.Module, Tensor]:
@@ -43,9 +47,9 @@ def everything() -> tuple[nn.Module, Tensor]:
 
 
 def save_example(path: Path) -> tuple[Tensor, Tensor]:
-    """Write the engine; its input and output."""
+    """Write the engine, with labels; its input and output."""
     model, x = everything()
-    engine = engine_with(model, x, *OURS)
+    engine = Engine(engine_with(model, x, *OURS).variants, registry(), LABELS)
     engine.save(path)
     return x, engine(x)
 
@@ -57,6 +61,18 @@ def read(path: Path) -> tuple[Document, dict[str, Tensor]]:
 
 def write(path: Path, document: Document, tensors: dict[str, Tensor]) -> None:
     safetensors.torch.save_file(tensors, path, metadata={"zeroskip": json.dumps(document)})
+
+
+def in_form(tensors: dict[str, Tensor], document: Document, form: str) -> dict[str, Tensor]:
+    """``tensors`` with every weight in that form, whether or not it is the smallest."""
+    result = {}
+    for name, value in document["variants"][0]["graph"]["parameters"].items():
+        tensor = restored(tensors, name, tuple(value["shape"]), value["dtype"])
+        if tensor.is_floating_point():
+            result |= {f"{name}:{part}": array for part, array in vars(FORMS[form](tensor)).items()}
+        else:
+            result[name] = tensor
+    return result
 
 
 NUMBERS = (0, 1, -1, 2, 3, 7, 64, 1000, 2**20, 2**31 - 1, 2**31, 2**63, -(2**31), 1.5, -0.5, 1e30)
@@ -146,7 +162,7 @@ def retensored(tensors: dict[str, Tensor], chance: random.Random) -> tuple[dict[
     old = tensors.pop(name)
     kind = chance.choice(["drop", "rename", "reshape", "convert", "shorten", "fill", "flip"])
     if kind == "rename":
-        tensors[name + chance.choice(["2", ":mask", ":values", "."])] = old
+        tensors[name + chance.choice(["2", ":mask", ":gaps", ":columns", ":values", "."])] = old
     elif kind == "reshape":
         tensors[name] = old.reshape(1, *old.shape)
     elif kind == "convert":

@@ -16,11 +16,14 @@ from torch.nn.utils import prune as torch_prune
 
 import zeroskip
 from contract.cases import OURS, Net, engine_of, engine_with, plan_with, program_of, thin
-from run.files import everything, read, save_example, write
+from run.files import LABELS, everything, in_form, read, save_example, write
 from zeroskip.core.errors import FileFormatError, SaveError
 from zeroskip.methods import registry
+from zeroskip.pack.smallest import FORMS
+from zeroskip.run import compile as compile_module
 from zeroskip.run.compile import distance
 from zeroskip.run.engine import Engine, Variant
+from zeroskip.run.file import FORMAT
 
 
 def image(*shape: int) -> torch.Tensor:
@@ -69,7 +72,7 @@ def test_several_shapes_share_their_weights_in_the_file(tmp_path: Path) -> None:
         assert torch.equal(again(image(n, 3, 8, 8)), three(image(n, 3, 8, 8)))
 
 
-def test_pruned_weights_take_a_bit_each_and_their_nonzeros(tmp_path: Path) -> None:
+def test_pruned_weights_take_at_most_a_bit_each_and_their_nonzeros(tmp_path: Path) -> None:
     model = thin(nn.Sequential(nn.Conv2d(64, 64, 3, bias=False), nn.ReLU(), nn.Conv2d(64, 64, 3, bias=False)), 0.1)
     engine_with(model, image(1, 64, 8, 8)).save(tmp_path / "model.zsk")
     dense_bytes = 2 * 64 * 64 * 9 * 4
@@ -100,6 +103,37 @@ def test_buffers_constants_and_other_types_survive(tmp_path: Path) -> None:
     engine = engine_with(thin(Mixed(), 0.3), image(), *OURS)
     engine.save(tmp_path / "model.zsk")
     assert distance(zeroskip.load(tmp_path / "model.zsk")(image()), engine(image())) < 1e-6
+
+
+def test_every_form_loads(tmp_path: Path) -> None:
+    """Also where another one is smaller: a writer may choose."""
+    x, y = save_example(tmp_path / "a.zsk")
+    document, tensors = read(tmp_path / "a.zsk")
+    first = zeroskip.load(tmp_path / "a.zsk")
+    for form in FORMS:
+        write(tmp_path / "b.zsk", document, in_form(tensors, document, form))
+        again = zeroskip.load(tmp_path / "b.zsk")
+        for name, tensor in first.variants[0].program.tensors.items():
+            assert torch.equal(tensor, again.variants[0].program.tensors[name])
+        assert distance(again(x), y) < 1e-6
+
+
+def test_names_that_would_collide_are_refused(tmp_path: Path) -> None:
+    program = program_of(thin(nn.Conv2d(3, 4, 3), 0.05), image())
+    (name,) = (name for name, tensor in program.tensors.items() if tensor.dim() == 4)
+    engine = engine_of(program.with_tensor(f"{name}:values", torch.ones(3)), *OURS)
+    with pytest.raises(SaveError, match="colon"):
+        engine.save(tmp_path / "model.zsk")
+    assert not (tmp_path / "model.zsk").exists()
+
+
+def test_variants_that_state_a_tensor_differently_are_refused(tmp_path: Path, example: Path) -> None:
+    document, tensors = read(example)
+    second = json.loads(json.dumps(document["variants"][0]))
+    next(iter(second["graph"]["parameters"].values()))["shape"][0] += 1
+    write(tmp_path / "model.zsk", {**document, "variants": [*document["variants"], second]}, tensors)
+    with pytest.raises(FileFormatError, match="the graph expects"):
+        zeroskip.load(tmp_path / "model.zsk")
 
 
 LOAD = """
@@ -142,6 +176,46 @@ def test_an_operator_that_a_file_may_not_call_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "model.zsk").exists()
 
 
+# -- labels ----------------------------------------------------------------------------------------------------
+def test_labels_come_back_and_a_file_without_them_has_none(tmp_path: Path) -> None:
+    save_example(tmp_path / "a.zsk")
+    assert zeroskip.load(tmp_path / "a.zsk").labels == LABELS
+    document, tensors = read(tmp_path / "a.zsk")
+    del document["labels"]
+    write(tmp_path / "b.zsk", document, tensors)
+    again = zeroskip.load(tmp_path / "b.zsk")
+    assert again.labels is None
+    again.save(tmp_path / "c.zsk")
+    assert "labels" not in read(tmp_path / "c.zsk")[0]
+
+
+@pytest.mark.parametrize(
+    "labels", [[], list("abcd"), list("abcdef"), "abcde", None, 5, [1, 2, 3, 4, 5], list("abc\x1be")]
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path, example: Path, labels: object) -> None:
+    document, tensors = read(example)
+    write(tmp_path / "model.zsk", document | {"labels": labels}, tensors)
+    with pytest.raises(FileFormatError, match="labels"):
+        zeroskip.load(tmp_path / "model.zsk")
+
+
+def test_labels_are_checked_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: object, **options: object) -> None:
+        pytest.fail("measures")
+
+    monkeypatch.setattr(compile_module, "tune_program", never)
+    classifier = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match="got 3 labels for an output of 4 classes"):
+        zeroskip.compile(classifier, image(), labels=["a", "b", "c"])
+    with pytest.raises(ValueError, match="printable strings"):
+        zeroskip.compile(classifier, image(), labels="abcd")
+    with pytest.raises(ValueError, match=r"one tensor \[n, classes\], this one returns Value\(shape=\(2, 4, 11, 10\)"):
+        zeroskip.compile(nn.Conv2d(3, 4, 3), image(), labels=["a", "b", "c", "d"])
+    two = Net(lambda net, x: (net.a(x).flatten(1), x), a=classifier)
+    with pytest.raises(ValueError, match="one tensor"):
+        zeroskip.compile(two, image(), labels=["a", "b", "c", "d"])
+
+
 # -- what is no file of ours -----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -172,8 +246,15 @@ def test_a_foreign_safetensors_file_is_told_apart(tmp_path: Path) -> None:
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path, example: Path) -> None:
     document, tensors = read(example)
-    write(tmp_path / "model.zsk", {**document, "format": 2}, tensors)
-    with pytest.raises(FileFormatError, match=r"has format 2.*update zeroskip"):
+    write(tmp_path / "model.zsk", {**document, "format": FORMAT + 1}, tensors)
+    with pytest.raises(FileFormatError, match=rf"has format {FORMAT + 1}.*update zeroskip"):
+        zeroskip.load(tmp_path / "model.zsk")
+
+
+def test_an_older_format_says_what_to_do(tmp_path: Path, example: Path) -> None:
+    document, tensors = read(example)
+    write(tmp_path / "model.zsk", {**document, "format": FORMAT - 1}, tensors)
+    with pytest.raises(FileFormatError, match=rf"has format {FORMAT - 1}.*compile the model and save it again"):
         zeroskip.load(tmp_path / "model.zsk")
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import zeroskip
-from run.files import edited, read, retensored, save_example, write
+from run.files import edited, in_form, read, retensored, save_example, write
 from zeroskip.core.errors import FileFormatError
+from zeroskip.pack.smallest import FORMS
 
 EDITS, BYTES, TENSORS = 600, 100, 40
 BATCHES = 8
@@ -53,8 +54,10 @@ def test_edited_documents(batch: int, example: Path, tmp_path: Path) -> None:
         survives(tmp_path / "model.zsk", f"seed {seed}: {what}")
 
 
-def test_exchanged_tensors(example: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_exchanged_tensors(form: str, example: Path, tmp_path: Path) -> None:
     document, tensors = read(example)
+    tensors = in_form(tensors, document, form)
     for seed in range(TENSORS):
         changed, what = retensored(tensors, random.Random(seed))
         write(tmp_path / "model.zsk", document, changed)

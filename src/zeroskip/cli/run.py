@@ -12,7 +12,12 @@ from zeroskip.cli.show import out, out_json, progress
 from zeroskip.core.errors import FileFormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+
+SHOWN = 5
+"""Labels, of those that are likeliest."""
 
 
 def run(
@@ -28,7 +33,8 @@ def run(
     """Run an engine once, then time it, on the kind of device that it was compiled for.
 
     An image is scaled and cropped around its centre to the engine's input, with values from 0 to 1. Mean and standard
-    deviation are not taken out: a network that wants them wants an array.
+    deviation are not taken out: a network that wants them does that itself, or wants an array. An engine with labels
+    shows the five likeliest of each image, with the softmax of its output.
     """
     import numpy
     import torch
@@ -67,14 +73,30 @@ def run(
         "threads": machine.threads,
         "contended": timed.contended,
     }
+    found = likeliest(result, engine.labels) if source is not None and engine.labels is not None else []
+    if found:
+        facts["likeliest"] = found
     if as_json:
         out_json(facts)
         return
+    for image in found:
+        for guess in image:
+            out(f"{guess['probability']:6.1%}  {guess['label']}")
+        out()
     busy = "  (the machine was busy: do not compare this time)" if timed.contended else ""
     out(
         f"output {facts['output']}\n{times.median_us / 1e3:.3f} ms ±{times.spread / 2:.0%}, median of {repeat}, "
         f"{plan.machine}{busy}"
     )
+
+
+def likeliest(output: Tensor, labels: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """For each image the labels with the largest softmax of ``output`` ``[n, len(labels)]``, and that number."""
+    best = output.double().softmax(1).topk(min(SHOWN, len(labels)))
+    return [
+        [{"label": labels[index], "probability": value} for value, index in zip(*image, strict=True)]
+        for image in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 def read_input(path: Path, shapes: tuple[tuple[int, ...], ...]) -> Tensor:

@@ -33,7 +33,7 @@ from zeroskip.plan.planner import (
     validate,
 )
 from zeroskip.run.confirm import Settings, confirm, distance
-from zeroskip.run.engine import Engine, Variant, executor
+from zeroskip.run.engine import Engine, Variant, check_labels, executor
 from zeroskip.run.graphs import captured, in_capture_thread
 from zeroskip.run.refine import refine
 
@@ -54,6 +54,7 @@ class _Wishes:
     tf32: frozenset[str]
     skip_zeros: bool
     replan: bool
+    labels: Sequence[str] | None
     progress: Progress
 
 
@@ -67,6 +68,7 @@ def compile(
     skip_zeros: bool = True,
     plan: Plan | Sequence[Plan] | None = None,
     replan: bool = False,
+    labels: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> Engine:
     """Make an engine that runs ``model`` with the fastest method per layer, found by measuring on this machine.
@@ -86,6 +88,8 @@ def compile(
         skip_zeros: False keeps every layer that has zeros on a dense library: what fusion and graphs gain alone.
         plan: plans of an earlier engine (one per example) to use instead of measuring.
         replan: measure again where ``plan`` does not fit this model, or was made on another GPU.
+        labels: the names of the classes, for a model whose output is [n, classes]; ``zeroskip run`` shows them, and a
+            saved engine keeps them.
         progress: called as ``progress(done, total, what)``.
 
     Returns:
@@ -94,7 +98,8 @@ def compile(
     Raises:
         Unsupported: ``torch.export`` refuses the model.
         ValueError: an example that is not tensors, or not where the model is; a precision that the dtype or the device
-            does not have; an unknown method; a plan for another model.
+            does not have; an unknown method; a plan for another model; labels that are not one
+            string for each class.
     """
     examples = [_tensors(one) for one in (example if isinstance(example, list) else [example])]
     if not examples:
@@ -104,7 +109,15 @@ def compile(
         raise ValueError(f"threads are a choice for the CPU, the example is on {device}: leave threads out")
     tf32 = _tf32(precision, device, [x for inputs in examples for x in inputs])
     wishes = _Wishes(
-        device, _methods(methods), threads or torch.get_num_threads(), precision, tf32, skip_zeros, replan, progress
+        device,
+        _methods(methods),
+        threads or torch.get_num_threads(),
+        precision,
+        tf32,
+        skip_zeros,
+        replan,
+        labels,
+        progress,
     )
     plans = [None] * len(examples) if plan is None else [plan] if isinstance(plan, Plan) else list(plan)
     if len(plans) != len(examples):
@@ -115,7 +128,7 @@ def compile(
         variants.append(variant)
         for warning in warned:
             warnings.warn(warning, stacklevel=2)
-    return Engine(variants, registry())
+    return Engine(variants, registry(), labels)
 
 
 def _tensors(example: Any) -> tuple[Tensor, ...]:
@@ -182,6 +195,7 @@ def _variant(
 
     on_gpu = wishes.device.type == "cuda"
     program = simplify(trace(model, inputs)).with_tf32(wishes.tf32)
+    check_labels(wishes.labels, program.graph)
     if given is not None:
         try:
             validate(given, program, wishes.methods, wishes.device.type)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zeroskip.core.device import Device, cuda
 from zeroskip.core.errors import Unsupported, ZeroskipError
-from zeroskip.core.graph import Segment
+from zeroskip.core.graph import Graph, Ref, Segment
 from zeroskip.core.jsonable import from_json
 from zeroskip.core.layer import Layer
 from zeroskip.core.method import AnyMethod, layer_parameters
@@ -41,9 +41,15 @@ class Engine(nn.Module):
     Returned tensors are new and never overwritten.  Several threads may call it at once, on a GPU on several streams.
     """
 
-    def __init__(self, variants: Sequence[Variant], methods: Mapping[str, AnyMethod]) -> None:
+    def __init__(
+        self, variants: Sequence[Variant], methods: Mapping[str, AnyMethod], labels: Sequence[str] | None = None
+    ) -> None:
         super().__init__()
         self.variants = tuple(variants)
+        for variant in variants:
+            check_labels(labels, variant.program.graph)
+        self.labels = None if labels is None else tuple(labels)
+        """The names of the classes, in the order of the output's columns."""
         plan = self.plan
         self.device = _device(plan).torch
         """Where its inputs must be."""
@@ -110,17 +116,30 @@ class Engine(nn.Module):
         return call
 
     def save(self, path: str | Path) -> None:
-        """Write a ``.zsk`` file: graph, plans and sparse weights, no code and no pickle.
+        """Write a ``.zsk`` file: graph, plans, sparse weights and labels, no code and no pickle.
 
         Raises:
             SaveError: the graph holds an operator or argument that a file cannot carry; it is named.
         """
         from zeroskip.run.file import save
 
-        save(self.variants, Path(path))
+        save(self.variants, Path(path), self.labels)
 
     def extra_repr(self) -> str:
         return "\n".join(self.plan.summary())
+
+
+def check_labels(labels: Sequence[str] | None, graph: Graph) -> None:
+    """Raise ``ValueError`` where ``labels`` cannot name the columns of the graph's output, one tensor [n, classes]."""
+    if labels is None:
+        return
+    if isinstance(labels, str) or not all(isinstance(label, str) and label.isprintable() for label in labels):
+        raise ValueError(f"labels are a sequence of printable strings, got {labels!r:.200}")
+    output = graph.values.get(graph.outputs.ref) if isinstance(graph.outputs, Ref) else None
+    if output is None or len(output.shape) != 2:
+        raise ValueError(f"labels are for a model that returns one tensor [n, classes], this one returns {output}")
+    if len(labels) != output.shape[1]:
+        raise ValueError(f"got {len(labels)} labels for an output of {output.shape[1]} classes: give one for each")
 
 
 def _place(device: torch.device) -> str:

@@ -1,8 +1,8 @@
 """The ``.zsk`` file: one safetensors file whose metadata holds graph and plans as JSON.
 
-Weights are stored once, those with zeros as a bitmask and their nonzeros (``<name>:mask``, ``<name>:values``), and are
-packed for the methods at load.  There is no code and no pickle in the file; whatever is wrong with it is found before
-any kernel sees it.
+Weights are stored once, each in its smallest form (``pack.smallest``), and are packed for the methods at load.  There
+is no code and no pickle in the file; whatever is wrong with it is found before any kernel sees it.  docs/FILE_FORMAT.md
+describes it for other readers.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ import torch
 from torch import Tensor
 
 from zeroskip.core.errors import FileFormatError, SaveError
-from zeroskip.core.graph import CONV, LINEAR, Graph, graph_from_json, graph_to_json
+from zeroskip.core.graph import CONV, LINEAR, Graph, Value, graph_from_json, graph_to_json
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.methods import registry
 from zeroskip.model.program import Program
-from zeroskip.pack.bitmask import Bitmask
+from zeroskip.pack.smallest import restored, stored
 from zeroskip.plan.plan import Plan
 from zeroskip.plan.planner import validate
 from zeroskip.run.engine import Engine, Variant
 from zeroskip.run.shapes import check_shapes
 
-FORMAT = 1
-SPARSE_BELOW = 0.9
-"""Density under which a tensor is stored by its nonzeros."""
+FORMAT = 2
 
 # fmt: off
 OPERATORS = frozenset(
@@ -61,7 +59,7 @@ OPERATORS = frozenset(
 """What a file may call: functions of tensors without side effects."""
 
 
-def save(variants: Sequence[Variant], path: Path) -> None:
+def save(variants: Sequence[Variant], path: Path, labels: Sequence[str] | None = None) -> None:
     """Write ``variants``, which share their weights, to ``path``; see ``Engine.save``."""
     documents, tensors = [], dict[str, Tensor]()
     for variant in variants:
@@ -77,15 +75,16 @@ def save(variants: Sequence[Variant], path: Path) -> None:
         except TypeError as error:
             raise SaveError(f"an argument of the graph cannot be written as JSON: {error}") from error
         tensors |= {name: tensor.detach().cpu() for name, tensor in variant.program.tensors.items()}
-    stored: dict[str, Tensor] = {}
+    arrays: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and int((tensor != 0).sum()) < SPARSE_BELOW * tensor.numel():
-            sparse = Bitmask.of(tensor)
-            stored[f"{name}:mask"], stored[f"{name}:values"] = sparse.mask, sparse.values
-        else:
-            stored[name] = tensor.clone(memory_format=torch.contiguous_format)
-    document = json.dumps({"format": FORMAT, "variants": documents}, allow_nan=False)
-    safetensors.torch.save_file(stored, path, metadata={"zeroskip": document})
+        parts = stored(name, tensor)
+        if taken := arrays.keys() & parts.keys():
+            raise SaveError(
+                f"two tensors would be stored as {sorted(taken)}: rename a parameter or buffer with a colon"
+            )
+        arrays |= parts
+    document = {"format": FORMAT, "variants": documents} | ({} if labels is None else {"labels": list(labels)})
+    safetensors.torch.save_file(arrays, path, metadata={"zeroskip": json.dumps(document, allow_nan=False)})
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> Engine:
@@ -105,34 +104,42 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Engine:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected one written by engine.save(...)")
     try:
-        return Engine(_read(path, None if device is None else torch.device(device)), registry())
+        variants, labels = _read(path, None if device is None else torch.device(device))
+        return Engine(variants, registry(), labels)
     except FileFormatError:
         raise
     except Exception as error:
         raise FileFormatError(f"{path} is no valid .zsk file: {type(error).__name__}: {error}") from error
 
 
-def _read(path: Path, wanted: torch.device | None) -> list[Variant]:
+def _read(path: Path, wanted: torch.device | None) -> tuple[list[Variant], tuple[str, ...] | None]:
     with safetensors.safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("zeroskip")
         if text is None:
             raise FileFormatError(
                 f"{path} is a safetensors file without zeroskip's metadata; expected one written by engine.save(...)"
             )
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
     document = json.loads(text)
     if document["format"] != FORMAT:
+        older = isinstance(document["format"], int) and document["format"] < FORMAT
         raise FileFormatError(
-            f"{path} has format {document['format']!r}, this zeroskip reads {FORMAT}: update zeroskip"
+            f"{path} has format {document['format']!r}, this zeroskip reads {FORMAT}: "
+            + ("compile the model and save it again" if older else "update zeroskip")
         )
     variants: list[Variant] = []
+    tensors: dict[str, Tensor] = {}
     methods = registry()
     for item in document["variants"]:
         graph = graph_from_json(item["graph"])
         _check_names(graph)
         plan = from_json(Plan, item["plan"])
         _check_device(path, plan, wanted)
-        program = Program(graph, {name: _tensor(stored, name, graph) for name in graph.parameters})
+        for name, value in graph.parameters.items():
+            if name not in tensors:  # variants share their weights
+                tensors[name] = restored(arrays, name, value.shape, value.dtype)
+            _check_tensor(name, tensors[name], value)
+        program = Program(graph, {name: tensors[name] for name in graph.parameters})
         check_shapes(program)
         if plan.device.kind == "cuda":
             place = plan.device.torch
@@ -141,7 +148,8 @@ def _read(path: Path, wanted: torch.device | None) -> list[Variant]:
         variants.append(Variant(program, plan))
     if len({variant.plan.device.kind for variant in variants}) != 1:
         raise FileFormatError(f"{path} holds no plan, or plans for several kinds of device")
-    return variants
+    labels = from_json(tuple[str, ...], document["labels"], "labels") if "labels" in document else None
+    return variants, labels
 
 
 def _check_device(path: Path, plan: Plan, wanted: torch.device | None) -> None:
@@ -164,15 +172,9 @@ def _check_device(path: Path, plan: Plan, wanted: torch.device | None) -> None:
         )
 
 
-def _tensor(stored: dict[str, Tensor], name: str, graph: Graph) -> Tensor:
-    value = graph.parameters[name]
-    if name in stored:
-        tensor = stored[name]
-    else:
-        tensor = Bitmask(stored[f"{name}:mask"], stored[f"{name}:values"]).dense(value.shape)
+def _check_tensor(name: str, tensor: Tensor, value: Value) -> None:
     if tuple(tensor.shape) != value.shape or str(tensor.dtype) != f"torch.{value.dtype}":
         raise FileFormatError(f"tensor {name} is {tuple(tensor.shape)} {tensor.dtype}, the graph expects {value}")
-    return tensor
 
 
 def _check_names(graph: Graph) -> None:

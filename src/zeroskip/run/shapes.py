@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,8 +57,8 @@ def _result(graph: Graph, node: Node, known: dict[str, Any]) -> Any:
         return joined
     if node.op in ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor") and len(node.args) == 2 and not node.kwargs:
         found = [known[part.ref] for part in node.args if isinstance(part, Ref)]
-        if len(found) == 2 and found[0].shape == found[1].shape and found[0].dtype == found[1].dtype:
-            return _meta(found[0].shape, found[0].dtype)
+        if len(found) == 2 and found[0].dtype == found[1].dtype:
+            return _meta(np.broadcast_shapes(found[0].shape, found[1].shape), found[0].dtype)
     if node.op in VIEWS and len(node.args) == 2 and not node.kwargs:
         x = known[node.args[0].ref]
         return _meta(x.shape, x.dtype).view(node.args[1])

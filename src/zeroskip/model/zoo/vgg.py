@@ -8,9 +8,9 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Five stages of 3x3 convolutions, each ending in a pooling, then three linear layers."""
+    """Five stages of 3x3 convolutions, each ending in a pooling, then three linear layers, or one where `pooled`."""
 
-    def __init__(self, depths: tuple[int, ...], batch_norm: bool, num_classes: int) -> None:
+    def __init__(self, depths: tuple[int, ...], batch_norm: bool, num_classes: int, pooled: bool) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -23,6 +23,10 @@ class VGG(nn.Module):
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
+        if pooled:
+            self.avgpool = nn.AdaptiveAvgPool2d(1)
+            self.classifier = nn.Sequential(nn.Linear(512, num_classes))
+            return
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
             nn.Linear(512 * 7 * 7, 4096),
@@ -61,12 +65,16 @@ def vgg16_bn(num_classes: int = 1000) -> nn.Module:
     return _vgg((2, 2, 3, 3, 3), True, num_classes)
 
 
-def vgg19_bn(num_classes: int = 1000) -> nn.Module:
-    """`vgg19` with a BatchNorm after every convolution."""
-    return _vgg((2, 2, 4, 4, 4), True, num_classes)
+def vgg19_bn(num_classes: int = 1000, *, pooled: bool = False) -> nn.Module:
+    """`vgg19` with a BatchNorm after every convolution.
+
+    Where `pooled`, a global average and a single linear layer end it: 20 million weights instead of 144, for images
+    of other sizes. torchvision's names hold up to `classifier.0`, which is then the output layer.
+    """
+    return _vgg((2, 2, 4, 4, 4), True, num_classes, pooled)
 
 
-def _vgg(depths: tuple[int, ...], batch_norm: bool, num_classes: int) -> nn.Module:
-    model = VGG(depths, batch_norm, num_classes)
+def _vgg(depths: tuple[int, ...], batch_norm: bool, num_classes: int, pooled: bool = False) -> nn.Module:
+    model = VGG(depths, batch_norm, num_classes, pooled)
     init_weights(model)
     return model
