@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := src
 
-.PHONY: demo test check fix bench figures gpu sanitize kernels clean
+.PHONY: demo test check train fix bench figures gpu sanitize kernels clean
 
 demo: $(STAMP)  ## denoise real photographs: a table, a picture and an HTML page in out/
 	$(BIN)/python -m zeroskip demo --out out
@@ -18,6 +18,9 @@ check: $(STAMP)  ## lint, types, and the direction of imports
 	$(BIN)/ruff check src tests examples tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+train: $(STAMP)  ## train and prune ResNet-18 and VGG-19-BN into out/train; wants a GPU and ZEROSKIP_DATA, goes on where it stopped
+	$(BIN)/python -m tools.train --out out/train
 
 fix: $(STAMP)  ## what formatter and linter can mend by themselves
 	$(BIN)/ruff format src tests examples tools

@@ -1,4 +1,4 @@
-"""Write README's tables, docs/H100.md and all pictures from the committed records: `make figures`."""
+"""Write README's tables, docs/H100.md, docs/ACCURACY.md and all pictures from the committed records: `make figures`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from zeroskip.core.record import Record
-from zeroskip.report import networks, plots, products, rivals
+from zeroskip.report import accuracy_tables, networks, plots, products, rivals
+from zeroskip.report.accuracy import paretos, read_trained, treatments
 from zeroskip.report.figures import bars
 from zeroskip.report.products import Products
 from zeroskip.report.records import RecordFile, read
@@ -225,9 +226,36 @@ def h100() -> None:
         write_section("figures-cuda", [*short, "", "All tables: [docs/H100.md](docs/H100.md)."])
 
 
+# -- accuracy -----------------------------------------------------------------------------------------
+def accuracy() -> None:
+    """docs/ACCURACY.md, if there are trained networks; their speeds are looked for in all other records."""
+    paths = sorted(RESULTS.rglob("trained*.jsonl"))
+    if not paths:
+        return
+    files = [read(path) for path in sorted(RESULTS.rglob("*.jsonl")) if path not in paths]
+    environments = {name: facts for file in files for name, facts in file.environments.items()}
+    records = RecordFile(environments, tuple([record for file in files for record in file.records]))
+    rows = treatments(read_trained(paths), records)
+    places = ", ".join(f"[`{path.relative_to(ROOT)}`](../{path.relative_to(ROOT)})" for path in paths)
+    page = ["# Accuracy of pruned networks", "", f"Made by `make figures` from {places}.", "", accuracy_tables.EASY]
+    title = "Accuracy over speed-up"
+    if plots.paretos(paretos(rows), DOCS / "accuracy.svg", title):
+        text = "Up and to the right is better; the dotted line joins the treatments that no other of the network beats."
+        page += ["", f"![{title}](accuracy.svg)", "", text]
+    for heading, table, text in (
+        ("Wanted and reached", accuracy_tables.goals_table(rows), "The mean of three seeds."),
+        ("Treatments", accuracy_tables.accuracy_table(rows), accuracy_tables.ROWS),
+        ("Speed", accuracy_tables.times_table(rows), accuracy_tables.SPEEDS),
+    ):
+        if table.rows:
+            page += ["", f"## {heading}", "", text, "", table.markdown().rstrip()]
+    (DOCS / "ACCURACY.md").write_text("\n".join(page) + "\n")
+
+
 def main() -> None:
     cpu()
     h100()
+    accuracy()
 
 
 if __name__ == "__main__":

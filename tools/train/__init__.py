@@ -1,0 +1,1 @@
+"""Networks of the zoo, trained and pruned on photographs: `python -m tools.train --help`."""
