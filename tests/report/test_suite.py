@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from tools.train import networks
+from tools.train.plan import jobs
 from zeroskip.core.errors import FileFormatError
+from zeroskip.model.zoo import BUILDERS
+from zeroskip.model.zoo.files import save_network
 from zeroskip.report.records import read
 from zeroskip.report.suite import BASELINES, EVERY_BASELINE, BenchCase, read_suite
 from zeroskip.report.tables import BASELINES as TABLES_BASELINES
-from zeroskip.report.workload import example_of, layer_bias, layer_weight
+from zeroskip.report.workload import example_of, layer_bias, layer_weight, missing_data, model_of
 
 ROOT = Path(__file__).parents[2]
 SUITES = sorted((ROOT / "benchmarks" / "suites").glob("*.toml"))
@@ -109,6 +117,55 @@ def test_weights_have_the_density_asked_for_in_the_precision_asked_for(mask: str
     assert weight.shape == (32, 64, 1, 1)
     assert abs(float((weight != 0).double().mean()) - 0.25) < 0.02
     assert torch.equal(weight, layer_weight(case))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask", "right"),
+    [
+        ("layer", "trained:a.npz:key", True),
+        ("layer", "trained:a.npz", False),
+        ("layer", "trained:a.safetensors", False),
+        ("model", "trained:a.npz", True),
+        ("model", "trained:a.safetensors", True),
+        ("model", "trained:a.npz:key", False),
+        ("load", "trained:a.zsk", False),
+        ("load", "trained:", False),
+    ],
+)
+def test_a_trained_mask_names_a_file_that_such_a_case_can_read(kind: Any, mask: str, right: bool) -> None:
+    with nullcontext() if right else pytest.raises(ValueError, match=f"the mask of a {kind} is trained:"):
+        BenchCase(kind, "a", mask=mask, model="resnet18")
+
+
+def test_a_trained_network_has_its_own_classes_and_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZEROSKIP_DATA", str(tmp_path))
+    monkeypatch.setitem(BUILDERS, "tiny", lambda classes: network(8, classes))
+    monkeypatch.setitem(BUILDERS, "other", lambda classes: network(8, classes))
+    case = BenchCase("model", "a", mask="trained:n.safetensors", model="tiny", image=(3, 8, 8))
+    assert missing_data(case) == tmp_path / "n.safetensors"
+    small = network(3, 5).eval()
+    save_network(tmp_path / "n.safetensors", "tiny", 5, small)
+    assert missing_data(case) is None
+    wanted = small(example_of(case))
+    assert torch.allclose(model_of(case)(example_of(case)), wanted, rtol=1e-2, atol=1e-3)
+    with pytest.raises(ValueError, match="holds tiny, the case a is about other"):
+        model_of(replace(case, model="other"))
+
+
+def network(width: int, classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+@pytest.mark.parametrize(("name", "settings"), [("trained_cpu", 1), ("trained_cuda", 2)])
+def test_suites_of_trained_networks_name_what_training_writes(name: str, settings: int) -> None:
+    cases = read_suite(ROOT / "benchmarks" / "suites" / f"{name}.toml").cases
+    written = {f"trained:{job.name}.safetensors": job for job in jobs(networks.NETWORKS, (0,))}
+    assert len(cases) == settings * len({case.mask for case in cases}) == settings * 18
+    for case in cases:
+        job = written[case.mask]
+        assert case.model == job.network
+        assert case.image == (3, 112, 112)
+        assert case.density == pytest.approx(1 if job.row.filters else 1 - job.row.config.final_sparsity)
 
 
 def test_the_example_is_the_same_every_time() -> None:

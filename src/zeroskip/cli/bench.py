@@ -30,7 +30,7 @@ def bench(
     from zeroskip.report.tables import table
 
     with progress(f"measuring {suite.name}") as bar, Writer(to) as writer:
-        shown = bar if sys.stderr.isatty() else _lines(time.perf_counter())
+        shown = _bar(bar) if sys.stderr.isatty() else _lines(time.perf_counter())
         run_suite(suite, writer, budget_seconds=budget, resume=resume, progress=shown)
     results = read(to)
     if as_json:
@@ -39,6 +39,18 @@ def bench(
     found = table(results.records)
     out_table(found.head, found.rows, found.numbers)
     out(f"written to {to}")
+
+
+def _bar(bar: Progress) -> Progress:
+    """``bar``, and a line that stays for each case that is left out."""
+    from zeroskip.report.bench import LEFT_OUT
+
+    def show(done: int, total: int, now: str) -> None:
+        if LEFT_OUT in now:
+            sys.stderr.write(f"{now}\n")
+        bar(done, total, now)
+
+    return show
 
 
 def _lines(started: float) -> Progress:

@@ -1,4 +1,4 @@
-"""``zeroskip report``: records and a plan as a page."""
+"""``zeroskip report``: records, a plan and trained networks as a page."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ def report(
     to: Annotated[Path, typer.Option("--out", help="Where the page goes, as HTML.")],
     results: Annotated[list[Path] | None, typer.Argument(help="Results of zeroskip bench.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan of zeroskip compile, as JSON.")] = None,
+    trained: Annotated[
+        list[Path] | None,
+        typer.Option(help="Trained networks and their accuracy, trained.jsonl of tools.train; again for more."),
+    ] = None,
     title: Annotated[str, typer.Option(help="The page's heading.")] = "How fast the zeros make it",
 ) -> None:
     """Write one HTML page that works from disk."""
     from zeroskip.plan.plan import Plan
+    from zeroskip.report.accuracy import read_trained
     from zeroskip.report.page import write_page
     from zeroskip.report.records import RecordFile, read
 
-    if not results and plan is None:
-        raise ValueError("nothing to report: give results (RESULTS.jsonl), a plan (--plan plan.json), or both")
+    if not results and plan is None and not trained:
+        raise ValueError(
+            "nothing to report: give results (RESULTS.jsonl), a plan (--plan plan.json) or trained networks "
+            "(--trained trained.jsonl)"
+        )
     files = [read(path) for path in results or ()]
     records = (
         RecordFile(
@@ -32,5 +40,5 @@ def report(
         if files
         else None
     )
-    write_page(to, Plan.read(plan) if plan else None, records, title)
+    write_page(to, Plan.read(plan) if plan else None, records, title, trained=read_trained(trained or ()))
     out(f"written to {to}")

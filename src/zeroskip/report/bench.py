@@ -26,6 +26,8 @@ from zeroskip.report.workload import missing_data
 
 EVERY = "*"
 """Stands for all methods in the record of a case that failed as a whole."""
+LEFT_OUT = "left out, there is no"
+"""Said of a case whose trained weights are not here."""
 
 
 def run_suite(
@@ -58,7 +60,7 @@ def run_suite(
         progress(index, len(suite.cases), _title(case))
         here = devices.cuda() if case.device == "cuda" else devices.cpu(case.threads)
         if missing := missing_data(case):
-            progress(index, len(suite.cases), f"{_title(case)}: left out, there is no {missing}")
+            progress(index, len(suite.cases), f"{_title(case)}: {LEFT_OUT} {missing}")
             continue
         if here not in environments:
             environments[here] = environment(here)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeroskip.plan.plan import Plan
+from zeroskip.report.accuracy import Pareto, front
 from zeroskip.report.palette import ERROR
 from zeroskip.report.plausible import MARGIN
 from zeroskip.report.tables import CONTENDED, Comparison, duration, ordered, quartiles_us
@@ -142,6 +143,55 @@ def roofline(works: Sequence[Work], peak_gflops: float, peak_gbps: float, colour
             "xaxis": axis | {"title": {"text": "useful FLOP per byte"}, "dtick": 1},
             "yaxis": axis
             | {"title": {"text": "useful GFLOP/s"}, "tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]},
+        },
+    }
+
+
+def pareto(found: Pareto, colours: Mapping[str, str]) -> Chart:
+    """Top-1 over speed-up: the treatments of each network, and a line through those that no other one beats."""
+    data: list[dict[str, Any]] = []
+    for network, rows in found.networks.items():
+        points = found.points(network)
+        best = front(points)
+        sides = [f"middle {side}" if side in ("left", "right") else f"{side} center" for side in found.sides(network)]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "line": {"color": colours[network], "width": 1.5, "dash": "dot"},
+                "hoverinfo": "skip",
+                "x": [x for x, _ in best],
+                "y": [y for _, y in best],
+            }
+        )
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "name": _plain(network),
+                "marker": {"color": colours[network], "size": 9},
+                "x": [x for x, _ in points],
+                "y": [y for _, y in points],
+                "text": [_plain(row.name) for row in rows],
+                "textposition": sides,
+                "textfont": {"color": colours[network]},
+                "cliponaxis": False,
+                "hoverinfo": "text",
+                "hovertext": [
+                    f"{_plain(network)}, {_plain(row.name)}<br>{y:.2f}% top-1, {x:.2f}×"
+                    for row, (x, y) in zip(rows, points, strict=True)
+                ],
+            }
+        )
+    return {
+        "data": data,
+        "layout": {
+            "height": 420,
+            "margin": {"l": 62, "r": 48, "t": 24, "b": 52},
+            "showlegend": False,
+            "hovermode": "closest",
+            "xaxis": {"title": {"text": "times faster than dense"}},
+            "yaxis": {"title": {"text": "top-1, %"}},
         },
     }
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from zeroskip._version import __version__
 from zeroskip.core.errors import Unsupported
 from zeroskip.plan.plan import Plan
+from zeroskip.pruning import Trained
 from zeroskip.report import sections
+from zeroskip.report.accuracy import treatments
 from zeroskip.report.html import Html, join, tag
 from zeroskip.report.palette import colours
 from zeroskip.report.records import RecordFile
@@ -21,11 +23,13 @@ def write_page(
     records: RecordFile | None,
     title: str,
     images: Sequence[tuple[str, bytes]] = (),
+    trained: Sequence[Trained] = (),
 ) -> None:
     """Write a report; what there is no plan or no record for is left out.
 
     Args:
         images: captions and PNG files, shown side by side below the headline.
+        trained: networks whose accuracy is shown, with the speeds that ``records`` holds of them.
 
     Raises:
         Unsupported: Plotly is not installed.
@@ -33,7 +37,7 @@ def write_page(
     body = join(
         [
             tag("header", tag("p", "zeroskip report", class_="eyebrow"), tag("h1", title)),
-            tag("main", *_sections(plan, records, images)),
+            tag("main", *_sections(plan, records, images, trained)),
             tag("footer", f"Made by zeroskip {__version__}."),
         ]
     )
@@ -51,7 +55,9 @@ def write_page(
     path.write_text(page, encoding="utf-8")
 
 
-def _sections(plan: Plan | None, records: RecordFile | None, images: Sequence[tuple[str, bytes]]) -> list[Html]:
+def _sections(
+    plan: Plan | None, records: RecordFile | None, images: Sequence[tuple[str, bytes]], trained: Sequence[Trained]
+) -> list[Html]:
     planned = [step.method for step in plan.steps] if plan else []
     measured = [record.method for record in records.records] if records else []
     known = colours(["dense", *planned, *measured])
@@ -64,8 +70,9 @@ def _sections(plan: Plan | None, records: RecordFile | None, images: Sequence[tu
             sections.graph(plan, known),
             sections.roofline(plan, known),
         ]
+    parts += [sections.accuracy(treatments(trained, records))] if trained else []
     parts += [sections.measurements(records, known)] if records else []
-    return [*parts, sections.raw(plan, records)]
+    return [*parts, sections.raw(plan, records, trained)]
 
 
 def _head(title: str) -> Html:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroskip.core.errors import Unsupported
+from zeroskip.report.accuracy import Pareto, front
 from zeroskip.report.networks import Network
 from zeroskip.report.palette import COLOURS
 from zeroskip.report.products import (
@@ -43,8 +44,10 @@ _SPUTNIK, _OTHER, _HALF, _VENDOR = COLOURS[1], COLOURS[0], COLOURS[2], COLOURS[3
 
 
 @contextmanager
-def _figure(path: Path | str, width: float, height: float, columns: int = 1) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes (a list where there are several ``columns``), written to ``path`` afterwards."""
+def _figure(
+    path: Path | str, width: float, height: float, columns: int = 1, rows: int = 1
+) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes (a list, row by row, where there are several), written to ``path`` afterwards."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -52,10 +55,10 @@ def _figure(path: Path | str, width: float, height: float, columns: int = 1) -> 
         raise Unsupported("figures need Matplotlib, which is not installed: pip install 'zeroskip[report]'") from error
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for one in axes:
             one.grid(axis="y", linewidth=0.5, color="#DDDDDD")
-        yield figure, axes if columns > 1 else axes[0]
+        yield figure, axes if len(axes) > 1 else axes[0]
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
@@ -297,6 +300,56 @@ def _network(panel: Any, row: int, one: Network) -> None:
         at = row + 0.27 * (index - 1)
         panel.barh(at, time_us / one.vendor_us, 0.25, color=colour)
         panel.text(time_us / one.vendor_us + 0.02, at, text, va="center", fontsize=6.5)
+
+
+_SIDES = {
+    "left": ((-5, 0), "right", "center"),
+    "right": ((5, 0), "left", "center"),
+    "top": ((0, 4), "center", "bottom"),
+    "bottom": ((0, -4), "center", "top"),
+}
+"""Of a point: how far its name is moved, and how that is aligned."""
+
+
+def paretos(found: Sequence[Pareto], path: Path | str, title: str) -> bool:
+    """Top-1 over speed-up, a panel for each setting, two in a row; a line through what nothing else beats.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    if not found:
+        return False
+    names = list(dict.fromkeys(network for one in found for network in one.networks))
+    columns, rows = min(len(found), 2), -(-len(found) // 2)
+    with _figure(path, 5.2 * columns, 3.8 * rows, columns, rows) as (figure, drawn):
+        panels = drawn if len(found) > 1 else [drawn]
+        for unused in panels[len(found) :]:
+            unused.set_axis_off()
+        for panel, one in zip(panels, found, strict=False):
+            for network, treated in one.networks.items():
+                colour, points = COLOURS[names.index(network) % len(COLOURS)], one.points(network)
+                best = front(points)
+                panel.plot(*zip(*best, strict=True), ":", color=colour, linewidth=1.2)
+                panel.plot(*zip(*points, strict=True), "o", color=colour, markersize=5, label=network)
+                for row, point, side in zip(treated, points, one.sides(network), strict=True):
+                    shift, across, along = _SIDES[side]
+                    panel.annotate(
+                        row.name,
+                        point,
+                        shift,
+                        textcoords="offset points",
+                        ha=across,
+                        va=along,
+                        color=colour,
+                        fontsize=7,
+                        parse_math=False,
+                    )
+            panel.margins(0.12)
+            panel.set(xlabel="times faster than dense", ylabel="top-1, %")
+            panel.set_title(one.setting.label, loc="left", fontsize=8, parse_math=False)
+            panel.legend(frameon=False, fontsize=8)
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return True
 
 
 def _finish(axes: Any, title: str, **legend: Any) -> None:

@@ -72,6 +72,10 @@ def _parse(line: bytes, where: str, last: bool) -> tuple[str, Any]:
                 "stopped: remove the line to use the rest"
             ) from error
         raise FileFormatError(f"{where}: not JSON ({error}); {_EXPECTED}: fix or remove the line") from error
+    if isinstance(data, dict) and set(data) == {"trained"}:
+        raise FileFormatError(
+            f"{where}: got a trained network, expected results of zeroskip bench: give this file as --trained"
+        )
     if not isinstance(data, dict) or len(data) != 1 or next(iter(data)) not in ("environment", "record"):
         raise FileFormatError(f"{where}: got {line[:80]!r}; {_EXPECTED}: fix or remove the line")
     return next(iter(data.items()))

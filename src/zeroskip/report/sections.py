@@ -9,12 +9,16 @@ from typing import Any
 
 from zeroskip.core.jsonable import to_json
 from zeroskip.plan.plan import Confirmation, Plan, Rejection, Step
+from zeroskip.pruning import Trained
 from zeroskip.report import charts
-from zeroskip.report.html import VOID, Html, empty, tag
+from zeroskip.report.accuracy import Treatment, paretos
+from zeroskip.report.accuracy_tables import EASY, ROWS, SPEEDS, accuracy_table, goals_table, times_table
+from zeroskip.report.html import VOID, Html, empty, join, tag
+from zeroskip.report.palette import colours as palette
 from zeroskip.report.plausible import peak_tflops
 from zeroskip.report.records import RecordFile
 from zeroskip.report.strip import strip
-from zeroskip.report.tables import compare, milliseconds, ordered, table
+from zeroskip.report.tables import Table, compare, milliseconds, ordered, table
 
 Colours = Mapping[str, str]
 
@@ -222,17 +226,48 @@ def measurements(file: RecordFile, colours: Colours) -> Html:
         for comparison in compare(file.records)
         if comparison.times
     )
-    cells = table(file.records)
-    rows = [(tag("th", row[0], scope="row"), *(_number(cell) for cell in row[1:])) for row in cells.rows]
     return section(
         "Measurements",
         "Medians, ± half the interquartile range. The speed-up is over the fastest method "
         "that skips no zero on the same case.",
         legend((record.method for record in file.records), colours),
         tag("div", *figures, class_="cases"),
-        _html_table(cells.head, rows, numbers=cells.numbers),
+        _cells(table(file.records)),
         *(_facts(_flat(facts)) for facts in file.environments.values()),
     )
+
+
+def accuracy(rows: Sequence[Treatment]) -> Html:
+    """Trained networks: accuracy over speed-up, everything about each treatment, and what was wanted."""
+    known = palette(one.network for one in rows)
+    figures = [
+        tag("figure", tag("figcaption", found.setting.label), chart(charts.pareto(found, known)))
+        for found in paretos(rows)
+    ]
+    goals, times = goals_table(rows), times_table(rows)
+    content: list[str] = []
+    if figures:
+        lead = "Up and to the right is better. The dotted line joins the treatments that no other of the network beats."
+        content += [tag("p", lead, class_="lead"), legend(known, known), *figures]
+    parts = [section("Accuracy and speed", ROWS, *content, _cells(accuracy_table(rows)))]
+    parts += [section("Wanted and reached", f"The mean of three seeds. {EASY}", _cells(goals))] if goals.rows else []
+    parts += [section("What the speed-ups are of", SPEEDS, _cells(times))] if times.rows else []
+    return join(parts)
+
+
+def _cells(cells: Table) -> Html:
+    """A table of text; the first cell of a row is its heading."""
+    rows = [
+        (
+            tag("th", row[0], scope="row"),
+            *(
+                _number(cell) if column in cells.numbers else tag("td", cell, class_="nowrap")
+                for column, cell in enumerate(row[1:], 1)
+            ),
+        )
+        for row in cells.rows
+    ]
+    return _html_table(cells.head, rows, numbers=cells.numbers)
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -242,10 +277,11 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def raw(plan: Plan | None, file: RecordFile | None) -> Html:
+def raw(plan: Plan | None, file: RecordFile | None, trained: Sequence[Trained] = ()) -> Html:
     """Everything the page was made from, folded away."""
     parts = [("Plan as JSON", to_json(plan))] if plan else []
     parts += [("Records as JSON", to_json(file))] if file else []
+    parts += [("Trained networks as JSON", to_json(list(trained)))] if trained else []
     texts = [(title, json.dumps(data, indent=1, ensure_ascii=False)) for title, data in parts]
     return tag("section", *(tag("details", tag("summary", title), tag("pre", text)) for title, text in texts))
 

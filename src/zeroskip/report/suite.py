@@ -28,6 +28,8 @@ CUDA_BASELINES = {
 CONVOLUTION_BASELINES = ("cudnn", "cudnn_epilogue")
 """For layers that are no matrix products."""
 EVERY_BASELINE = (*BASELINES, *CUDA_BASELINES["layer"], *CONVOLUTION_BASELINES)
+NETWORK_FILE = ".safetensors"
+"""How the name of a file ends that ``zeroskip.model.zoo.files`` wrote."""
 LABEL = "label"
 """The name of an entry of ``configs``."""
 
@@ -39,8 +41,10 @@ class BenchCase:
     A ``layer`` is a convolution with bias and ReLU, ``c`` to ``k`` channels on ``h x w``; a ``model`` a zoo network (or
     ``denoiser``, which ships with the package) on ``image``; a ``load`` the time to open that model's ``.zsk`` file.
 
-    ``mask``: "random" (uniform), "clustered" (whole 4x4 blocks of output x input channels), or "trained:FILE:KEY" of
-    the data folder (for models "trained:FILE", a state dict).  ``density`` is ignored for trained masks.
+    ``mask``: "random" (uniform), "clustered" (whole 4x4 blocks of output x input channels), or of the data folder
+    "trained:FILE.npz:KEY" for layers, for models "trained:FILE.npz" (a state dict) or "trained:FILE.safetensors" (a
+    network as ``zeroskip.model.zoo.files`` writes it, of any number of classes, filters removed or not).  With trained
+    masks ``density`` is not used, only recorded.
     """
 
     kind: Literal["layer", "model", "load"]
@@ -82,6 +86,9 @@ class BenchCase:
             raise ValueError(f"unknown baselines {sorted(unknown)}; there are {EVERY_BASELINE}")
         if self.kind != "layer" and self.model not in (*BUILDERS, "denoiser"):
             raise ValueError(f"no model is called {self.model!r}; there are {sorted(BUILDERS)} and denoiser")
+        if self.mask.startswith("trained:") and not _names_a_file(self.mask, self.kind):
+            expected = "FILE.npz:KEY" if self.kind == "layer" else f"FILE.npz or trained:FILE{NETWORK_FILE}"
+            raise ValueError(f"the mask of a {self.kind} is trained:{expected}, got {self.mask!r}")
         if unknown := {*(self.methods or ()), *self.configs} - set(registry()):
             raise ValueError(f"unknown methods {sorted(unknown)}; there are {sorted(registry())}")
         if self.device == "cpu" and self.precision != "fp32":
@@ -133,6 +140,13 @@ class BenchCase:
             (1, 1),
             self.groups,
         )
+
+
+def _names_a_file(mask: str, kind: str) -> bool:
+    _, file, *key = mask.split(":")
+    if kind == "layer":
+        return file.endswith(".npz") and len(key) == 1
+    return file.endswith((".npz", NETWORK_FILE)) and not key
 
 
 def _check_configs(method: str, entries: tuple[dict[str, Any], ...]) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from zeroskip.core.env import data_folder
 from zeroskip.core.layer import PRECISION_DTYPES
 from zeroskip.model.zoo import BUILDERS
+from zeroskip.model.zoo.files import load_network
 from zeroskip.pruning import prune
-from zeroskip.report.suite import BenchCase
+from zeroskip.report.suite import NETWORK_FILE, BenchCase
 
 
 def missing_data(case: BenchCase) -> Path | None:
@@ -58,6 +59,12 @@ def model_of(case: BenchCase) -> nn.Module:
         from zeroskip.assets import sparse_denoiser
 
         return sparse_denoiser().eval()
+    if case.mask.startswith("trained:") and case.mask.endswith(NETWORK_FILE):
+        path = data_folder() / case.mask.removeprefix("trained:")
+        saved = load_network(path)
+        if saved.network != case.model:
+            raise ValueError(f"{path} holds {saved.network}, the case {case.name} is about {case.model}")
+        return saved.model
     if case.mask.startswith("trained:"):
         options = {"classifier_padding": 1} if case.model == "squeezenet1_0" else {}
         model = BUILDERS[case.model](**options)
