@@ -94,6 +94,10 @@ def other_network(parts: dict[str, Any]) -> None:
     parts["model"] = nn.Linear(3, 3)
 
 
+def other_precision(parts: dict[str, Any]) -> None:
+    parts["model"].bfloat16()
+
+
 def other_optimizer(parts: dict[str, Any]) -> None:
     parts["optimizer"] = torch.optim.Adam(parts["model"].parameters())
 
@@ -118,8 +122,12 @@ def no_scheduler(parts: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (other_width, r"c.pt: model: got the weights of another network: 0.weight \(8, 4, 3, 3\) instead of \(12, 4"),
+        (
+            other_width,
+            r"c.pt: model: got the weights of another network: 0.weight \(8, 4, 3, 3\) float32 instead of \(12, 4",
+        ),
         (other_network, "weight missing instead of .* and 1.* more; build the network that was saved"),
+        (other_precision, r"got the weights of .*: 0.weight \(8, 4, 3, 3\) float32 instead of \(8, 4, 3, 3\) bfloat16"),
         (other_optimizer, "optimizer: got the state of a SGD, expected a Adam"),
         (other_groups, "optimizer: .* parameter group"),
         (other_pruner, "pruner: got the state of a GradualPruner, expected a RewindPruner"),

@@ -132,12 +132,15 @@ def _read(path: Path) -> dict[str, Any]:
     return payload
 
 
+def _form(value: Any) -> str:
+    """What must be equal of two values of a module's state; what it adds by get_extra_state need not be a tensor."""
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
 def _check_architecture(where: str, state: dict[str, Any], model: nn.Module) -> None:
-    # What a module adds by get_extra_state need not be a tensor.
-    got, expected = (
-        {name: tuple(getattr(value, "shape", ())) for name, value in each.items()}
-        for each in (state, model.state_dict())
-    )
+    got, expected = ({name: _form(value) for name, value in each.items()} for each in (state, model.state_dict()))
     differences = [
         f"{name} {got.get(name, 'missing')} instead of {expected.get(name, 'nothing')}"
         for name in (*expected, *(name for name in got if name not in expected))
