@@ -97,8 +97,6 @@ def under(tool: str, *arguments: str) -> tuple[int, str]:
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "0"]
     if tool == "memcheck":
         command += ["--report-api-errors", "no"]  # cuda.core asks for parameters until the driver refuses
-    if tool == "synccheck":
-        command += ["--num-cuda-barriers", "64"]  # in the shared memory of a block: it keeps too few by itself
     done = subprocess.run(
         [*command, sys.executable, __file__, *arguments],
         capture_output=True,

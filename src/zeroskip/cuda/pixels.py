@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from zeroskip.core.device import Device
 from zeroskip.core.layer import ConvShape, Layer
+from zeroskip.core.layout import Layout
 from zeroskip.cuda.types import ACTIVATIONS, PLACES
 from zeroskip.pack.csr import Csr
 
@@ -30,6 +31,16 @@ class Pixels:
         x_plane = (image, channel, row * self.stride[0], column * self.stride[1])
         r_plane = (0, 0, 0) if residual is None else residual.stride()[:3]
         return *self.counts, *x_plane, *y.stride()[:3], *r_plane, *self.codes
+
+
+def layouts(layer: Layer, vector: int) -> tuple[Layout, Layout]:
+    """How inputs and output of such a product must lie that reads ``vector`` neighbouring pixels at once: several
+    want planes without gaps, one may lie within borders."""
+    if layer.kind == "linear":
+        return Layout("rows"), Layout("rows")
+    if vector > 1:
+        return Layout("nchw", (0, 0), aligned=vector), Layout("nchw", (0, 0))
+    return Layout("nchw"), Layout("nchw", writes_halo=True)
 
 
 def refusal(layer: Layer, device: Device) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ BITS: dict[Kind, str] = {"p": ".pred", "h": ".b16", "r": ".b32", "d": ".b64", "f
 
 def single(value: float) -> str:
     """``value`` rounded to float32 as PTX writes it."""
-    return f"0f{struct.unpack('<I', struct.pack('<f', value))[0]:08X}"
+    return singles(np.array([value], np.float32))[0]
 
 
 def singles(values: npt.NDArray[np.float32]) -> list[str]:

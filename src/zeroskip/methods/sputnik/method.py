@@ -11,7 +11,6 @@ from torch import Tensor
 from zeroskip.core.device import Device
 from zeroskip.core.graph import Segment
 from zeroskip.core.layer import Layer
-from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
 from zeroskip.cuda import pixels
 from zeroskip.methods.sputnik import cuda
@@ -35,11 +34,7 @@ class Sputnik(LayerMethod[SputnikConfig, SputnikPacked]):
 
     def candidate(self, segment: Segment, config: SputnikConfig) -> Candidate[SputnikConfig]:
         cuda.check(segment.layer, config)
-        x, y = Layout("nchw"), Layout("nchw", writes_halo=True)
-        if segment.layer.kind == "linear":
-            x = y = Layout("rows")
-        elif config.vector > 1:
-            x, y = Layout("nchw", (0, 0), aligned=config.vector), Layout("nchw", (0, 0))
+        x, y = pixels.layouts(segment.layer, config.vector)
         return Candidate(config, (x,) * len(segment.inputs), (y,))
 
     def pack(self, segment: Segment, parameters: Parameters, config: SputnikConfig) -> SputnikPacked:
