@@ -17,6 +17,11 @@ _DIGEST = 32
 log = logging.getLogger(__name__)
 
 
+def user_folder() -> Path:
+    """``$XDG_CACHE_HOME/zeroskip``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeroskip"
+
+
 class BuildCache:
     """Entries are ``sha256(content) + content``; anything else under an entry's name is a miss.
 
@@ -31,8 +36,7 @@ class BuildCache:
     @staticmethod
     def of_user(kind: str) -> BuildCache:
         """``$XDG_CACHE_HOME/zeroskip/<kind>``."""
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return BuildCache(Path(root) / "zeroskip" / kind)
+        return BuildCache(user_folder() / kind)
 
     def get(self, *key: str) -> bytes | None:
         """The content stored under ``key``, or None."""

@@ -22,6 +22,8 @@ Call = Callable[[], object]
 
 LONG_ENOUGH_US = 400.0
 """A graph repeats its call until a replay lasts this long: starting a graph costs about 5 us."""
+QUICK_US = 150.0
+"""The same for a first look, which drops hopeless candidates."""
 MOST_CALLS = 256
 WARM_US = 50_000.0
 """The clocks of an idle GPU are low: all variants run this long before the first sample."""
@@ -146,13 +148,13 @@ def measure(variants: Mapping[str, Call], rounds: int) -> dict[str, Times]:
 
 def once(call: Call) -> float:
     """Seconds of one call, the best of three replays."""
-    replay = Replay(call, _calls(call))
+    replay = Replay(call, _calls(call, QUICK_US))
     replay()
     return min(read() for read in [replay.time_us() for _ in range(3)]) / 1e6
 
 
-def _calls(call: Call) -> int:
+def _calls(call: Call, long_enough_us: float = LONG_ENOUGH_US) -> int:
     """How many calls make a graph long enough to time."""
     single = Replay(call)
     single()
-    return min(MOST_CALLS, math.ceil(LONG_ENOUGH_US / max(single.time_us()(), 1.0)))
+    return min(MOST_CALLS, math.ceil(long_enough_us / max(single.time_us()(), 1.0)))

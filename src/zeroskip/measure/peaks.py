@@ -14,6 +14,7 @@ from zeroskip.core import precision
 from zeroskip.core.device import Device, cpu, cuda
 from zeroskip.core.layer import PRECISION_DTYPES, Precision
 from zeroskip.measure import graphs
+from zeroskip.measure.turns import turn
 
 SIDE = {"cpu": 1024, "cuda": 8192}
 COPY_FLOATS = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
@@ -93,5 +94,6 @@ def this_cpu(threads: int) -> Device:
 
 def this_gpu() -> Device:
     """The current GPU with its measured peaks."""
-    tflops, gbps, l2 = _cuda_peaks()
+    with turn(cuda()):
+        tflops, gbps, l2 = _cuda_peaks()
     return replace(cuda(), peak_tflops=tflops, bandwidth_gbps=gbps, l2_gbps=l2)

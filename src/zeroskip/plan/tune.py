@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import time
@@ -23,14 +24,21 @@ from zeroskip.core.graph import Segment
 from zeroskip.core.method import AnyMethod, Candidate
 from zeroskip.measure.bound import Bound, Case, Oracle, Prepared, Stage, bind, check, packed_bytes, prepare
 from zeroskip.measure.timer import Timer, once
+from zeroskip.measure.turns import pause, turn
 from zeroskip.plan.plan import Rejection
 
 MOST_CANDIDATES = {"cpu": 8, "cuda": 24}
 """Of one method: the likeliest ones by its own estimate.  A run takes microseconds on a GPU, and its kernels compile
 side by side."""
-DEAR, HOPELESS = 2.0, 1.5
-"""What takes longer than so many seconds to build is built only if its estimate is not so many times what the others
-took."""
+EACH_ATTEMPT = 6
+"""Of one method: how many are tried before its next ones are compared with what was measured so far."""
+DEAR = 2.0
+"""What takes longer than so many seconds to build waits until what does not was measured."""
+LUCK, MORE_LUCK = 0.65, 0.87
+"""What a time may be over its estimate at the luckiest: of a method of which none was measured (the least of 59 layers
+was 0.59, records fig10 and fig11, H100), and over the least that was."""
+GAIN = 0.98
+"""An attempt that does not bring a method's time below this share of what it was is its last."""
 FINALISTS = 3
 """Of one method, after one quick run of each candidate: they go into the interleaved measurement."""
 FINAL_SECONDS = 0.6
@@ -119,59 +127,21 @@ def _tune(
     timer: Timer,
     candidates: Mapping[str, Sequence[Candidate[Any]]],
 ) -> Tuned:
-    case = Case.random(segment, device=device.torch)
-    oracle = Oracle(segment, parameters, case)
-    stages: dict[str, Stage] = {}
-    rejected: list[Rejection] = []
-    chosen: dict[str, list[Candidate[Any]]] = {}
-    quick: dict[str, list[tuple[float, Stage]]] = {name: [] for name in methods}
-    problems: dict[str, str] = {}
-    for name, method in methods.items():
-        try:
-            proposed = candidates.get(name) or method.configs(segment, device)
-        except Unsupported as reason:
-            proposed, problems[name] = [], str(reason)
-        chosen[name] = list(proposed)[: MOST_CANDIDATES[device.kind]]
-
-    def run(some: Mapping[str, Sequence[Candidate[Any]]]) -> None:
-        """Check and time each once."""
-        prepared = _prepared(segment, methods, parameters, device, some)
-        for name, found in some.items():
-            method = methods[name]
-            for candidate, ready in zip(found, prepared[name], strict=True):
-                try:
-                    stage = Stage(bind(method, segment, parameters, candidate, device, ready()), case)
-                    verdict = check(stage, oracle)
-                    # A dense library defines what the model computes, however often it rounds in half precision.
-                    if not verdict.right and method.exploits != "nothing":
-                        problems[name] = (
-                            f"WRONG: an element is {verdict.worst:.3g} times its error bound away with "
-                            f"{candidate.config}"
-                        )
-                        continue
-                    quick[name].append((once(stage, device), stage))
-                except (ZeroskipError, RuntimeError) as error:
-                    problems[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-    with torch.no_grad():
-        run({name: [one for one in found if one.build_seconds <= DEAR] for name, found in chosen.items()})
-        best = min((seconds for found in quick.values() for seconds, _ in found), default=math.inf)
-        dear = {name: [one for one in found if one.build_seconds > DEAR] for name, found in chosen.items()}
-        for name, found in dear.items():
-            if found and (soonest := min(found, key=lambda one: one.run_seconds)).run_seconds > HOPELESS * best:
-                problems.setdefault(
-                    name,
-                    f"not tried: {soonest.build_seconds:.0f} s to build for an estimated "
-                    f"{soonest.run_seconds * 1e6:.1f} us, the fastest took {best * 1e6:.1f} us",
-                )
-        run({name: [one for one in found if one.run_seconds <= HOPELESS * best] for name, found in dear.items()})
-        for name in methods:
-            if not quick[name]:
-                rejected.append(Rejection(name, problems.get(name) or "has no configuration for this layer"))
-            fastest = sorted(quick[name], key=lambda pair: pair[0])[:FINALISTS]
-            stages |= {f"{name}/{index}": stage for index, (_, stage) in enumerate(fastest)}
+    with torch.no_grad(), turn(device):
+        search = _Search(segment, methods, parameters, device)
+        search.all(candidates)
+        rejected = tuple(
+            Rejection(name, search.problems.get(name) or "has no configuration for this layer")
+            for name in methods
+            if not search.quickest[name]
+        )
+        stages = {
+            f"{name}/{index}": stage
+            for name, found in search.quickest.items()
+            for index, (_, stage) in enumerate(found)
+        }
         if not stages:
-            return Tuned((), tuple(rejected), False)
+            return Tuned((), rejected, False)
         started = time.perf_counter()
         for stage in stages.values():
             stage()
@@ -179,7 +149,102 @@ def _tune(
         rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, math.ceil(FINAL_SECONDS / max(each_round, 1e-4))))
         measured = timer(stages, rounds, device)
     options = [_option(stages[key].bound, times.median_us) for key, times in measured.times.items()]
-    return Tuned(tuple(sorted(options, key=lambda option: option.time_us)), tuple(rejected), measured.contended)
+    return Tuned(tuple(sorted(options, key=lambda option: option.time_us)), rejected, measured.contended)
+
+
+class _Search:
+    """Checks candidates and times each once, as long as their estimates give hope."""
+
+    def __init__(
+        self, segment: Segment, methods: Mapping[str, AnyMethod], parameters: Mapping[str, Tensor], device: Device
+    ) -> None:
+        self.segment, self.methods, self.parameters, self.device = segment, methods, parameters, device
+        self.case = Case.random(segment, device=device.torch)
+        self.oracle = Oracle(segment, parameters, self.case)
+        self.quickest: dict[str, list[tuple[float, Stage]]] = {name: [] for name in methods}
+        """By method, up to FINALISTS; the others' memory is free for what comes."""
+        self.problems: dict[str, str] = {}
+        self._luck: dict[str, float] = {}
+        """By method, the least that a time was over its estimate."""
+        self._over: set[str] = set()
+        """Methods whose last attempt brought nothing."""
+
+    @property
+    def best(self) -> float:
+        """Seconds of the quickest so far."""
+        return min(self._bests().values(), default=math.inf)
+
+    def _bests(self) -> dict[str, float]:
+        return {name: found[0][0] for name, found in self.quickest.items() if found}
+
+    def all(self, instead: Mapping[str, Sequence[Candidate[Any]]]) -> None:
+        """What every method proposes, or has ``instead``, a few of each at a time."""
+        with pause():
+            left = {name: self._proposed(name, instead.get(name)) for name in self.methods}
+        for attempt in itertools.count():
+            chosen = {name: [one for one in found if self._hopeful(name, one, attempt)] for name, found in left.items()}
+            chosen = {name: found[:EACH_ATTEMPT] for name, found in chosen.items()}
+            if attempt and not any(chosen.values()):
+                break
+            before = self._bests()
+            self._try(chosen)
+            after = self._bests()
+            self._over |= {name for name, best in before.items() if chosen[name] and after[name] > GAIN * best}
+            left = {name: [one for one in found if one not in chosen[name]] for name, found in left.items()}
+        for name, found in left.items():
+            if found and not self.quickest[name]:
+                soonest = min(found, key=lambda one: one.run_seconds)
+                self.problems.setdefault(
+                    name,
+                    f"not tried: {soonest.build_seconds:.0f} s to build for an estimated "
+                    f"{soonest.run_seconds * 1e6:.1f} us, the fastest took {self.best * 1e6:.1f} us",
+                )
+
+    def _proposed(self, name: str, instead: Sequence[Candidate[Any]] | None) -> list[Candidate[Any]]:
+        try:
+            proposed = instead or self.methods[name].configs(self.segment, self.device)
+        except Unsupported as reason:
+            self.problems[name] = str(reason)
+            return []
+        return list(proposed)[: MOST_CANDIDATES[self.device.kind]]
+
+    def _hopeful(self, name: str, one: Candidate[Any], attempt: int) -> bool:
+        """Whether ``one`` would be the quickest if its estimate were as far off as that of the luckiest, and more.
+
+        What has no estimate is always tried.
+        """
+        if attempt == 0:
+            return one.build_seconds <= DEAR
+        if name in self._over and one.run_seconds:
+            return False
+        luck = MORE_LUCK * self._luck[name] if name in self._luck else LUCK
+        return luck * one.run_seconds <= self.best
+
+    def _try(self, some: Mapping[str, Sequence[Candidate[Any]]]) -> None:
+        """Check each and time it once."""
+        with pause():
+            prepared = _prepared(self.segment, self.methods, self.parameters, self.device, some)
+        for name, found in some.items():
+            for candidate, ready in zip(found, prepared[name], strict=True):
+                try:
+                    self._one(name, candidate, ready)
+                except (ZeroskipError, RuntimeError) as error:
+                    self.problems[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+    def _one(self, name: str, candidate: Candidate[Any], ready: Callable[[], Prepared]) -> None:
+        method = self.methods[name]
+        stage = Stage(bind(method, self.segment, self.parameters, candidate, self.device, ready()), self.case)
+        verdict = check(stage, self.oracle)
+        # A dense library defines what the model computes, however often it rounds in half precision.
+        if not verdict.right and method.exploits != "nothing":
+            self.problems[name] = (
+                f"WRONG: an element is {verdict.worst:.3g} times its error bound away with {candidate.config}"
+            )
+            return
+        seconds = once(stage, self.device)
+        self.quickest[name] = sorted([*self.quickest[name], (seconds, stage)], key=lambda pair: pair[0])[:FINALISTS]
+        if candidate.run_seconds:
+            self._luck[name] = min(self._luck.get(name, math.inf), seconds / candidate.run_seconds)
 
 
 def _prepared(

@@ -24,6 +24,7 @@ from zeroskip.core.record import Record, Status
 from zeroskip.measure.bound import Bound, Case, Oracle, Stage, bind, check, packed_bytes
 from zeroskip.measure.graphs import Rotation
 from zeroskip.measure.timer import Timer, measure, once
+from zeroskip.measure.turns import turn
 from zeroskip.methods import registry
 from zeroskip.plan.tune import FINALISTS, MOST_CANDIDATES, tune
 from zeroskip.report.baselines import baseline
@@ -123,6 +124,11 @@ class Work:
 def bench_layer(case: BenchCase, device: Device, timer: Timer = measure) -> list[Record]:
     """Every method tuned and checked, then the best configuration of each and every opponent timed in turns; on a GPU
     once for each of the case's caches.  What cannot be timed is a record that says why."""
+    with turn(device):
+        return _bench_layer(case, device, timer)
+
+
+def _bench_layer(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
     work = Work.of(case, device)
     entrants: list[Contender | Record] = []
     for name, method in registry().items():

@@ -22,6 +22,7 @@ from zeroskip.core.layer import PRECISION_DTYPES
 from zeroskip.core.oracle import TOLERANCE
 from zeroskip.core.record import Record, Times
 from zeroskip.measure.timer import Timer, measure
+from zeroskip.measure.turns import turn
 from zeroskip.methods import registry
 from zeroskip.model.bake import bake
 from zeroskip.plan.tune import remembering
@@ -53,7 +54,7 @@ def bench_model(case: BenchCase, device: Device, timer: Timer = measure) -> list
 
 def _bench_model(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
     model, x = prepared(case, device)
-    with torch.no_grad():
+    with torch.no_grad(), turn(device):
         reference = bake(model).double()(x.double())
     calls: dict[str, Call] = {}
     drafts: dict[str, Record] = {}
@@ -84,25 +85,26 @@ def _bench_model(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
                     "packed_bytes": float(sum(step.packed_bytes for step in engine.plan.steps)),
                 },
             )
-            y = engine(x)
-            if device.kind == "cuda":
-                draft.setup["call_us"] = _call_us(engine, x)
-            enter(draft, _timed_call(engine, x, device), y)
-    for name in case.opponents:
-        started = time.perf_counter()
-        try:
-            call = baseline(name, model, x, device, case.precision)
-        except Unsupported as reason:
-            records.append(Record("", case.facts, name, "UNSUPPORTED", str(reason)))
-            continue
-        except RuntimeError as error:
-            records.append(Record("", case.facts, name, status_of(error), first_line(error)))
-            continue
-        draft = Record("", case.facts, name, "OK", setup={"build_seconds": time.perf_counter() - started})
-        enter(draft, call, call())
-    if not calls:
-        return records
-    with torch.no_grad():
+            with turn(device):
+                y = engine(x)
+                if device.kind == "cuda":
+                    draft.setup["call_us"] = _call_us(engine, x)
+                enter(draft, _timed_call(engine, x, device), y)
+    with torch.no_grad(), turn(device):
+        for name in case.opponents:
+            started = time.perf_counter()
+            try:
+                call = baseline(name, model, x, device, case.precision)
+            except Unsupported as reason:
+                records.append(Record("", case.facts, name, "UNSUPPORTED", str(reason)))
+                continue
+            except RuntimeError as error:
+                records.append(Record("", case.facts, name, status_of(error), first_line(error)))
+                continue
+            draft = Record("", case.facts, name, "OK", setup={"build_seconds": time.perf_counter() - started})
+            enter(draft, call, call())
+        if not calls:
+            return records
         measured = timer(calls, case.rounds, device)
     return records + [
         replace(drafts[name], times=times, contended=measured.contended) for name, times in measured.times.items()
@@ -111,8 +113,9 @@ def _bench_model(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
 
 def prepared(case: BenchCase, device: Device) -> tuple[nn.Module, Tensor]:
     """The case's network and image on the device, in its precision: what the opponents and the reference share."""
-    dtype = PRECISION_DTYPES[case.precision]
-    return model_of(case).to(device.torch, dtype), example_of(case).to(device.torch, dtype)
+    dtype, model, x = PRECISION_DTYPES[case.precision], model_of(case), example_of(case)
+    with turn(device):
+        return model.to(device.torch, dtype), x.to(device.torch, dtype)
 
 
 def _compile(case: BenchCase, model: nn.Module, x: Tensor, device: Device, skip_zeros: bool = True) -> Engine:

@@ -18,6 +18,7 @@ from zeroskip.core.method import AnyMethod
 from zeroskip.core.precision import held, of_torch
 from zeroskip.measure.bound import Bound
 from zeroskip.measure.peaks import this_cpu, this_gpu
+from zeroskip.measure.turns import turn
 from zeroskip.methods import registry
 from zeroskip.model.passes import simplify
 from zeroskip.model.program import Program
@@ -215,8 +216,18 @@ def _variant(
 
 def _choose(model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wishes: _Wishes) -> tuple[Plan, list[str]]:
     """The plan whose whole engine is fastest, and warnings."""
+    on_gpu, methods = wishes.device.type == "cuda", wishes.methods
+    device = this_gpu() if on_gpu else this_cpu(wishes.threads)
+    tuning = tune_program(program, methods, device, wishes.progress)
+    with turn(device):
+        return _chosen(model, inputs, program, wishes, tuning)
+
+
+def _chosen(
+    model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wishes: _Wishes, tuning: Tuning
+) -> tuple[Plan, list[str]]:
+    """Of what ``tuning`` measured."""
     on_gpu, methods, known = wishes.device.type == "cuda", wishes.methods, dict[str, Bound]()
-    tuning = tune_program(program, methods, this_gpu() if on_gpu else this_cpu(wishes.threads), wishes.progress)
     without = skipping_nothing(tuning, methods)
     if not wishes.skip_zeros:
         tuning = without

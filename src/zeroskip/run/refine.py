@@ -29,7 +29,7 @@ CLOSE = 1.6
 GAIN = 0.985
 """A change stays if the whole engine takes less than this share of its time."""
 ROUNDS = 7
-SECONDS = 10.0
+SECONDS = 5.0
 
 
 def refine(
