@@ -52,6 +52,11 @@ def _cpu_peaks(threads: int) -> tuple[float, float]:
 @functools.cache
 def _cuda_peaks() -> tuple[dict[str, float], float, float]:
     """TFLOP/s of matrix products by precision, GB/s of a copy (read plus written), GB/s out of the L2 cache."""
+    with turn(cuda()):
+        return _measured_cuda_peaks()
+
+
+def _measured_cuda_peaks() -> tuple[dict[str, float], float, float]:
     side = SIDE["cuda"]
     tflops: dict[str, float] = {}
     precisions: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
@@ -94,6 +99,5 @@ def this_cpu(threads: int) -> Device:
 
 def this_gpu() -> Device:
     """The current GPU with its measured peaks."""
-    with turn(cuda()):
-        tflops, gbps, l2 = _cuda_peaks()
+    tflops, gbps, l2 = _cuda_peaks()
     return replace(cuda(), peak_tflops=tflops, bandwidth_gbps=gbps, l2_gbps=l2)
