@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from zeroskip.core.layer import ConvShape, Epilogue, Precision
 from zeroskip.core.method import Candidate
 from zeroskip.methods.dense import cuda as dense_cuda
 from zeroskip.methods.dense.blocks import BLOCKS, likely
-from zeroskip.methods.dense.config import Blocks, DenseConfig, DensePacked
+from zeroskip.methods.dense.config import Blocks, DenseConfig, DensePacked, Order
 from zeroskip.methods.dense.cuda import MOST_BLOCKS, ProductRun
 from zeroskip.methods.dense.method import METHOD
 
@@ -215,7 +216,9 @@ def test_libraries_of_the_other_device_are_refused_at_bind() -> None:
     with pytest.raises(Unsupported, match="cublas runs on NVIDIA GPUs only"):
         METHOD.bind(job.segment, packed, None, cpu(1))
     with pytest.raises(ValueError, match="onednn runs on the CPU only"):
-        METHOD.bind(job.segment, DensePacked(job.weight, None, DenseConfig("nhwc", "onednn")), None, GPU)
+        METHOD.bind(
+            job.segment, DensePacked(job.weight, None, DenseConfig("nhwc", "onednn"), job.segment.layer), None, GPU
+        )
 
 
 def test_the_cpu_never_gets_a_library_of_the_gpu() -> None:
@@ -303,7 +306,7 @@ def test_tf32_is_used_where_the_layer_allows_it() -> None:
         candidate = METHOD.candidate(job.segment, DenseConfig("nhwc", library))
         assert job.bound_share(METHOD, candidate, cuda()) <= 1
         packed = METHOD.pack(job.segment, job.parameters, candidate.config)
-        packed = DensePacked(packed.weight.cuda(), None, packed.config)
+        packed = replace(packed, weight=packed.weight.cuda(), bias=None)
         y = job.run(METHOD.bind(job.segment, packed, None, cuda()), candidate)
         assert float((y - want.value).norm() / want.value.norm()) > 1e-5
 
@@ -313,7 +316,7 @@ def test_a_batched_product_copies_neither_weights_nor_images() -> None:
     job = Job.of(ConvShape(16, 512, 28, 28, 256, 1, 1), device="cuda")
     candidate = METHOD.candidate(job.segment, DenseConfig("nchw", "cublas"))
     packed = METHOD.pack(job.segment, job.parameters, candidate.config)
-    run = METHOD.bind(job.segment, DensePacked(packed.weight.cuda(), None, packed.config), None, cuda())
+    run = METHOD.bind(job.segment, replace(packed, weight=packed.weight.cuda(), bias=None), None, cuda())
     job.run(run, candidate)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -360,7 +363,7 @@ def test_nan_and_infinity_come_out_as_from_torch_on_a_gpu(precision: Precision, 
     want = job.expected.value.float()
     for candidate in tried(job):
         packed = METHOD.pack(job.segment, job.parameters, candidate.config)
-        packed = DensePacked(packed.weight.cuda(), job.bias, packed.config)
+        packed = replace(packed, weight=packed.weight.cuda(), bias=job.bias)
         y = job.run(METHOD.bind(job.segment, packed, None, cuda()), candidate)
         assert torch.equal(y.isnan(), want.isnan()), candidate.config
         assert torch.equal(y.isinf(), want.isinf()), candidate.config
@@ -371,10 +374,28 @@ def test_a_search_is_skipped_while_a_graph_is_captured() -> None:
     job = Job.of(SHAPES["3x3 stride 2"], device="cuda")
     candidate = METHOD.configs(job.segment, cuda())[0]
     packed = METHOD.pack(job.segment, job.parameters, candidate.config)
-    run = METHOD.bind(job.segment, DensePacked(packed.weight.cuda(), None, packed.config), None, cuda())
+    run = METHOD.bind(job.segment, replace(packed, weight=packed.weight.cuda(), bias=None), None, cuda())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = job.run(run, candidate)
     graph.replay()
     error = (y.double() - job.expected.value).abs()
     assert bool((error <= job.expected.bound).all())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("order", ["nchw", "nhwc"])
+@pytest.mark.parametrize("epilogue", [EPILOGUES[0], EPILOGUES[13]], ids=str)
+def test_a_product_that_was_compiled_ahead_is_not_compiled_again(order: Order, epilogue: Epilogue) -> None:
+    from zeroskip.methods.dense.matmul import _multiply
+
+    job = Job.of(ConvShape(2, 48, 9, 7, 80, 1, 1), epilogue, device="cuda")
+    candidate = METHOD.candidate(job.segment, DenseConfig(order, "triton", Blocks(32, 32, 16, 4, 3)))
+    compiled: list[object] = _multiply.device_caches[torch.cuda.current_device()][0]  # type: ignore[attr-defined]
+    before = len(compiled)
+    with ThreadPoolExecutor(4) as pool:
+        packed = METHOD.pack(job.segment, job.parameters, candidate.config)
+        list(pool.map(lambda _: METHOD.build(packed, cuda()), range(8)))
+    assert len(compiled) == before + 1
+    assert job.bound_share(METHOD, candidate, cuda()) <= 1
+    assert len(compiled) == before + 1

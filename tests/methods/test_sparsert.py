@@ -218,7 +218,8 @@ def test_candidates_are_ordered_and_bounded(shape: ConvShape, density: float) ->
         assert 0 < len(found) <= estimate.MOST_CANDIDATES
         assert len({candidate.config for candidate in found}) == len(found)
         assert all(before.run_seconds <= after.run_seconds for before, after in itertools.pairwise(found))
-        assert len(found) == 1 or sum(one.build_seconds for one in found) <= estimate.MOST_SECONDS_TOGETHER
+        alone = [one.build_seconds for one in found if not one.config.gaps]
+        assert len(alone) == 1 or sum(alone) <= estimate.MOST_SECONDS_TOGETHER
         for candidate in found:
             assert from_json(SparseRTConfig, to_json(candidate.config)) == candidate.config
 

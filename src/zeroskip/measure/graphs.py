@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,11 @@ LONG_ENOUGH_US = 400.0
 QUICK_US = 150.0
 """The same for a first look, which drops hopeless candidates."""
 MOST_CALLS = 256
-WARM_US = 50_000.0
-"""The clocks of an idle GPU are low: all variants run this long before the first sample."""
+WARM_US, IDLE_S = 50_000.0, 0.2
+"""The clocks of an idle GPU are low: where nothing was measured for so many seconds, all variants run so long before
+the first sample."""
+_busy_until = -math.inf
+"""When something was last measured, by the host's clock."""
 
 
 class Rotation:
@@ -131,19 +135,22 @@ def _stream(device: int) -> Any:
 def measure(variants: Mapping[str, Call], rounds: int) -> dict[str, Times]:
     """Replay every variant once a round, each after an untimed replay of its own (and so with warm caches, unless it
     is a ``Rotation`` through more memory than they hold)."""
+    global _busy_until
     replays = {name: Replay(call, _calls(call)) for name, call in variants.items()}
     waiting: dict[str, list[Callable[[], float]]] = {name: [] for name in variants}
     for replay in replays.values():
         replay()
     each = sum(replay.time_us()() * replay.calls for replay in replays.values())
-    for _ in range(math.ceil(WARM_US / each)):
+    for _ in range(math.ceil(WARM_US / each) if time.monotonic() > _busy_until + IDLE_S else 1):
         for replay in replays.values():
             replay()
     for _ in range(rounds):
         for name, replay in replays.items():
             replay()
             waiting[name].append(replay.time_us())
-    return {name: Times(tuple(read() for read in reads), "cuda") for name, reads in waiting.items()}
+    found = {name: Times(tuple(read() for read in reads), "cuda") for name, reads in waiting.items()}
+    _busy_until = time.monotonic()
+    return found
 
 
 def once(call: Call) -> float:

@@ -98,5 +98,6 @@ def _lock(file: IO[bytes] | None) -> None:
 def _unlock(file: IO[bytes] | None) -> None:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()  # what was enqueued is over
+        torch.cuda.empty_cache()  # what one process keeps for later is another's lack of memory
     if file is not None:
         fcntl.flock(file, fcntl.LOCK_UN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,13 +117,24 @@ def _dealt(lengths: _Ints, groups: int) -> _Ints:
     return group
 
 
+_one_by_one = threading.Lock()
+"""A planner packs one layer in many threads, for few numbers of groups; Python lets one of them think at a time."""
+
+
 def _alike(csr: Csr, columns: int, groups: int) -> _Ints:
     """The group of each row: each begins with the longest row left and takes those that share more of its columns than
     chance would have them share, as long as it does not become longer than the others."""
-    lengths = csr.row_offsets.diff().numpy()
+    with _one_by_one:
+        return _known(csr.row_offsets.numpy().tobytes(), csr.col_indices.numpy().tobytes(), columns, groups)
+
+
+@functools.lru_cache(32)
+def _known(row_offsets: bytes, col_indices: bytes, columns: int, groups: int) -> _Ints:
+    offsets = np.frombuffer(row_offsets, np.int64)
+    lengths = offsets[1:] - offsets[:-1]
     count = len(lengths)
     there = np.zeros((columns, count), np.float32)
-    there[csr.col_indices.numpy(), csr.row_indices.numpy()] = 1
+    there[np.frombuffer(col_indices, np.int64), np.repeat(np.arange(count), lengths)] = 1
     free, group = np.ones(count, np.bool_), np.empty(count, np.int64)
     for index in range(groups):
         size = (count * (index + 1)) // groups - (count * index) // groups
@@ -141,4 +154,5 @@ def _alike(csr: Csr, columns: int, groups: int) -> _Ints:
             union |= new
             group[row], free[row] = index, False
             budget -= lengths[row]
+    group.flags.writeable = False
     return group

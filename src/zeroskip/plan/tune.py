@@ -39,8 +39,9 @@ LUCK, MORE_LUCK = 0.65, 0.87
 was 0.59, records fig10 and fig11, H100), and over the least that was."""
 GAIN = 0.98
 """An attempt that does not bring a method's time below this share of what it was is its last."""
-FINALISTS = 3
-"""Of one method, after one quick run of each candidate: they go into the interleaved measurement."""
+FINALISTS, NEAR = 3, 1.5
+"""Of one method, after one quick run of each candidate, go into the interleaved measurement: so many, but only one that
+took more than so many times what the quickest of all took."""
 FINAL_SECONDS = 0.6
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 25
 
@@ -138,7 +139,8 @@ def _tune(
         stages = {
             f"{name}/{index}": stage
             for name, found in search.quickest.items()
-            for index, (_, stage) in enumerate(found)
+            for index, (seconds, stage) in enumerate(found)
+            if index == 0 or seconds <= NEAR * search.best
         }
         if not stages:
             return Tuned((), rejected, False)
@@ -268,8 +270,18 @@ def _prepared(
     }
     if device.kind == "cpu":
         return {name: [*calls] for name, calls in jobs.items()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return {name: [pool.submit(call).result for call in calls] for name, calls in jobs.items()}
+    before, index = torch.get_num_threads(), device.torch.index
+    with ThreadPoolExecutor(os.cpu_count(), initializer=_alone, initargs=(index,)) as pool:
+        futures = {name: [pool.submit(call) for call in calls] for name, calls in jobs.items()}
+    torch.set_num_threads(before)
+    return {name: [future.result for future in found] for name, found in futures.items()}
+
+
+def _alone(index: int) -> None:
+    """For a thread that packs and builds: operators of its own are not divided among further threads."""
+    torch.set_num_threads(1)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.set_device(index)
 
 
 def _option(bound: Bound, time_us: float) -> Option:

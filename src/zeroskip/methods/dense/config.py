@@ -69,6 +69,7 @@ class DensePacked:
     weight: Tensor
     bias: Tensor | None
     config: DenseConfig
+    layer: Layer
 
 
 def is_product(layer: Layer) -> bool:

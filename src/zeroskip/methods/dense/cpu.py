@@ -27,14 +27,14 @@ def configs(layer: Layer) -> list[DenseConfig]:
     return found
 
 
-def bind(layer: Layer, packed: DensePacked) -> Run:
+def bind(packed: DensePacked) -> Run:
     """Raises ``Unsupported`` for a library that needs a GPU."""
     library = packed.config.library
     if library not in ("torch", "onednn"):
         raise Unsupported(f"{library} runs on NVIDIA GPUs only")
-    if layer.kind == "linear":
-        return LinearRun(layer, packed)
-    return OnednnRun(layer, packed) if library == "onednn" else ConvRun(layer, packed)
+    if packed.layer.kind == "linear":
+        return LinearRun(packed)
+    return OnednnRun(packed) if library == "onednn" else ConvRun(packed)
 
 
 class ConvRun:
@@ -43,8 +43,8 @@ class ConvRun:
     workspace_bytes = 0
     allocates = True
 
-    def __init__(self, layer: Layer, packed: DensePacked) -> None:
-        self.shape, self.epilogue = layer.shape, layer.epilogue
+    def __init__(self, packed: DensePacked) -> None:
+        self.shape, self.epilogue = packed.layer.shape, packed.layer.epilogue
         self.weight, self.bias = packed.weight, packed.bias
 
     def __call__(
@@ -74,11 +74,11 @@ class OnednnRun(ConvRun):
     documented, so their absence or refusal is found at bind, not at run.
     """
 
-    def __init__(self, layer: Layer, packed: DensePacked) -> None:
-        super().__init__(layer, packed)
+    def __init__(self, packed: DensePacked) -> None:
+        super().__init__(packed)
         shape = self.shape
         self.geometry: tuple[Any, ...] = (shape.padding, shape.stride, shape.dilation, shape.groups)
-        self.after_sum = replace(layer.epilogue, residual="none")
+        self.after_sum = replace(self.epilogue, residual="none")
         self.reordered = torch.ops.aten.mkldnn_reorder_conv2d_weight(
             packed.weight.to_mkldnn(), *self.geometry, shape.input_shape
         )

@@ -51,17 +51,36 @@ def _triton(layer: Layer, device: Device) -> list[DenseConfig]:
     ]
 
 
-def bind(layer: Layer, packed: DensePacked) -> Run:
+def compile_ahead(packed: DensePacked) -> None:
+    """Compile Triton's kernel for tensors as the layer will have them, so that the first call finds it: here several
+    threads may compile at once."""
+    if not triton_runs():
+        return
+    layer, dtype = packed.layer, packed.weight.dtype
+    order = torch.channels_last if packed.config.order == "nhwc" else torch.contiguous_format
+    images = layer.kind == "conv2d"
+
+    def like(shape: tuple[int, ...]) -> Tensor:
+        size = shape if images else shape[:2]
+        return torch.empty(size, dtype=dtype, device="meta", memory_format=order)
+
+    x, y = like(layer.shape.input_shape), like(layer.shape.output_shape)
+    bias = None if packed.bias is None else packed.bias.to("meta")
+    run = TritonRun(replace(packed, weight=packed.weight.to("meta"), bias=bias))
+    run([x], [y], None, None if layer.epilogue.residual == "none" else y)
+
+
+def bind(packed: DensePacked) -> Run:
     """Raises ``ValueError`` for a library of the CPU."""
     triton_runs()  # tried here for the first time, not while a graph is captured
-    library = packed.config.library
+    library, layer = packed.config.library, packed.layer
     if library == "onednn":
         raise ValueError("onednn runs on the CPU only, this layer is bound on a GPU")
     if library == "triton":
-        return TritonRun(layer, packed)
+        return TritonRun(packed)
     if library == "cublas":
-        return ProductRun(layer, packed)
-    return LinearRun(layer, packed) if layer.kind == "linear" else ConvRun(layer, packed)
+        return ProductRun(packed)
+    return LinearRun(packed) if layer.kind == "linear" else ConvRun(packed)
 
 
 class LibraryRun:
@@ -70,8 +89,9 @@ class LibraryRun:
     workspace_bytes = 0
     allocates = True
 
-    def __init__(self, layer: Layer, packed: DensePacked) -> None:
-        self.layer, self.shape, self.epilogue = layer, layer.shape, layer.epilogue
+    def __init__(self, packed: DensePacked) -> None:
+        self.layer = layer = packed.layer
+        self.shape, self.epilogue = layer.shape, layer.epilogue
         self.weight, self.bias, self.config = packed.weight, packed.bias, packed.config
 
     def __call__(
@@ -108,11 +128,12 @@ class ProductRun(LibraryRun):
     layers: one product of all pixels, with the bias and, where that keeps NaN, the ReLU in the library's epilogue.
     """
 
-    def __init__(self, layer: Layer, packed: DensePacked) -> None:
-        super().__init__(layer, packed)
+    def __init__(self, packed: DensePacked) -> None:
+        super().__init__(packed)
+        layer = packed.layer
         self.images = layer.kind == "conv2d"
         self.by_rows = not self.images or packed.config.order == "nhwc"
-        self.fuses_relu = self.by_rows and _wants_relu(layer) and keeps_nan(layer, packed)
+        self.fuses_relu = self.by_rows and _wants_relu(layer) and keeps_nan(packed)
         self.rest = replace(layer.epilogue, activation="none") if self.fuses_relu else layer.epilogue
 
     def compute(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -144,10 +165,10 @@ class TritonRun:
 
     workspace_bytes = 0
 
-    def __init__(self, layer: Layer, packed: DensePacked) -> None:
+    def __init__(self, packed: DensePacked) -> None:
         assert packed.config.blocks is not None
-        self.layer, self.packed, self.blocks = layer, packed, packed.config.blocks
-        images = layer.kind == "conv2d"
+        self.layer, self.packed, self.blocks = packed.layer, packed, packed.config.blocks
+        images = self.layer.kind == "conv2d"
         self.view = _planes if images and packed.config.order == "nchw" else _pixels if images else _rows
         self.allocates = self.view is _pixels
 
@@ -201,12 +222,13 @@ def _wants_relu(layer: Layer) -> bool:
     return epilogue.bias and epilogue.activation == "relu" and epilogue.residual != "before"
 
 
-def keeps_nan(layer: Layer, packed: DensePacked) -> bool:
+def keeps_nan(packed: DensePacked) -> bool:
     """Whether the library's fused ReLU is there and leaves NaN as it is, as torch's does, for products of this size."""
     fused = getattr(torch, "_addmm_activation", None)
     if fused is None or packed.bias is None:
         return False
-    weight, shape = packed.weight, layer.shape
+    weight, layer = packed.weight, packed.layer
+    shape = layer.shape
     rows = torch.full((shape.n * shape.p * shape.q, shape.c), torch.nan, dtype=weight.dtype, device=weight.device)
     with held(layer.precision):
         return bool(fused(packed.bias, rows, weight.t()).isnan().all())

@@ -20,6 +20,8 @@ theoretical peak performance, IJHPCA 2022, arXiv 2203.03341, section 3.
 
 from __future__ import annotations
 
+import functools
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -123,7 +125,7 @@ def multiply(
     precision: Precision,
     blocks: Blocks,
 ) -> None:
-    """Write the layer's output into ``y``.
+    """Write the layer's output into ``y``; of tensors on the meta device, only compile what would do so.
 
     Raises:
         Unsupported: the blocks need more of a multiprocessor than this GPU has, or do not compile for it.
@@ -142,21 +144,13 @@ def multiply(
     folded = folds(images, pixels, blocks)
     columns, products = (images * pixels, 1) if folded else (pixels, images)
     grid = (triton.cdiv(channels, blocks.m) * triton.cdiv(columns, blocks.n), products)
+    tensors = (weight, x, y if bias is None else bias, residual, y)
+    sizes = (images, channels, depth, pixels, weight.stride(0), *x.stride(), *residual.stride(), *y.stride())
+    call = functools.partial(_multiply.warmup, grid=grid) if x.is_meta else _multiply[grid]
     try:
-        _multiply[grid](
-            weight,
-            x,
-            y if bias is None else bias,
-            residual,
-            y,
-            images,
-            channels,
-            depth,
-            pixels,
-            weight.stride(0),
-            *x.stride(),
-            *residual.stride(),
-            *y.stride(),
+        call(
+            *((tensor.dtype for tensor in tensors) if x.is_meta else tensors),
+            *sizes,
             folded=folded,
             wide=any(_reach(tensor, blocks) > MAX_ELEMENTS for tensor in (weight, x, residual, y)),
             even=depth % blocks.k == 0,

@@ -46,14 +46,18 @@ class Dense(LayerMethod[DenseConfig, DensePacked]):
             weight = weight.reshape(segment.layer.shape.k, -1)
         elif weight.dim() == 4 and config.order == "nhwc":
             weight = weight.contiguous(memory_format=torch.channels_last)
-        return DensePacked(weight, parameters.get("bias"), config)
+        return DensePacked(weight, parameters.get("bias"), config, segment.layer)
 
     def unpack(self, packed: DensePacked) -> Tensor:
         weight = packed.weight
         return weight.reshape(*weight.shape, 1, 1) if weight.dim() == 2 else weight
 
+    def build(self, packed: DensePacked, device: Device) -> None:
+        if device.kind == "cuda" and packed.config.library == "triton":
+            cuda.compile_ahead(packed)
+
     def bind(self, segment: Segment, packed: DensePacked, built: bytes | None, device: Device) -> Run:
-        return cpu.bind(segment.layer, packed) if device.kind == "cpu" else cuda.bind(segment.layer, packed)
+        return cpu.bind(packed) if device.kind == "cpu" else cuda.bind(packed)
 
 
 METHOD = Dense()

@@ -29,8 +29,8 @@ ASSEMBLED = 9e-5
 MOST_SECONDS = 60.0
 """Of one core: what would take longer to assemble is not tried."""
 MOST_SECONDS_TOGETHER = 60.0
-"""Of all candidates of a layer, on one core.  Of 24 layers whose candidates would take longer, the fastest was among
-the first five for 20 (records of fig10, H100)."""
+"""Of all candidates of a layer but the one with gaps, on one core.  Of 24 layers whose candidates would take longer, the
+fastest was among the first five for 20 (records of fig10, H100)."""
 MOST_CANDIDATES = 24
 SIMILAR = 0.04
 """How much better a candidate must be for each one before it with the same rows, pixels or split, to come next."""
@@ -85,11 +85,12 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
         if chosen and (together > MOST_SECONDS_TOGETHER or len(chosen) == MOST_CANDIDATES):
             break
         chosen.append(one)
-    # The next layer may want its input in a border of zeros.
+    # The next layer may want its input in a border of zeros; it comes last, after all that are faster alone.
     writing = next((one for one in chosen if one.config.vector == 1), None)
     if writing is not None and len(chosen) > 1:
         gaps = _estimate(layer, replace(writing.config, gaps=True), device)
-        chosen[-1] = replace(gaps, seconds=max(gaps.seconds, chosen[-1].seconds))
+        last = max(one.seconds for one in chosen)
+        chosen = [*chosen[: MOST_CANDIDATES - 1], replace(gaps, seconds=max(gaps.seconds, last))]
     return sorted(chosen, key=lambda one: one.seconds)
 
 

@@ -100,6 +100,10 @@ class _Code:
         self.team, self.hopper, self.body = team, hopper, Body()
         self.layer, self.config, self.shape = packed.layer, packed.config, packed.layer.shape
         self.item = PRECISION_BYTES[self.layer.precision]
+        vector = self.config.vector
+        self.word: Kind = "f" if self.item == FLOAT else "h" if vector == 1 else "r"
+        self.words = vector // 2 if self.word == "r" else vector
+        self.load = f"ld.global{width(self.words)}{'.f32' if self.word == 'f' else BITS[self.word]}"
         rows, columns = self.shape.padding if self.config.halo else (0, 0)
         self.x_row = self.shape.w + 2 * columns
         self.x_channel = (self.shape.h + 2 * rows) * self.x_row
@@ -195,7 +199,7 @@ class _Code:
     # -- products ---------------------------------------------------------------------------------------
     def _multiply(self) -> None:
         """Add x times weight to the sums, for every nonzero."""
-        body, channels, nonzeros = self.body, self.shape.c, self.team.nonzeros
+        body, channels, nonzeros, pieces = self.body, self.shape.c, self.team.nonzeros, self.pieces
         channel = self.item * self.x_channel
         never, count, tap, first, ring = "", 0, -1, 0, _Ring()
         for index, (column, entries) in enumerate(nonzeros):
@@ -203,8 +207,7 @@ class _Code:
                 tap = column // channels
                 down, right = self._tap(tap)
                 first = self.item * (down * self.x_row + right) - tap * channels * channel
-                ahead = nonzeros[index : index + MOST_RING]
-                ring = self._ring(tap, sum(other // channels == tap for other, _ in ahead))
+                ring = self._ring(tap, nonzeros[index : index + MOST_RING])
             if count + len(entries) > MOST_NONZEROS:
                 # Of a grid without blocks, which ptxas cannot know that there is none of.
                 never = never or body.to("p", "setp.eq.u32", f"{body.to('r', 'mov.u32', '%nctaid.x')}, 0")
@@ -212,9 +215,13 @@ class _Code:
                 count = 0
             count += len(entries)
             words: list[str] = []
-            for at, piece in enumerate(self.pieces):
-                words += self._x(f"[{piece.x}+{first + column * channel}]", ring, at)
-            ring.turn += 1
+            offset = first + column * channel
+            if not ring.tests:
+                for piece in pieces:
+                    words += self._load(f"[{piece.x}+{offset}]")
+            else:
+                words += [self._tested(f"[{piece.x}+{offset}]", ring, at) for at, piece in enumerate(pieces)]
+                ring.turn += 1
             if self.config.terms:
                 for place, weight in entries:
                     self._chain(place, weight, words)
@@ -231,8 +238,10 @@ class _Code:
             if place not in sums:
                 sums[place] = [self.body.to("f", "mul.rn.f32", f"{x}, {weight}") for x in elements]
                 continue
-            for total, x in zip(sums[place], elements):  # noqa: B905 -- as many of each
-                lines.append(f"\tfma.rn.f32 {total}, {x}, {weight}, {total};")
+            lines += [
+                f"\tfma.rn.f32 {total}, {x}, {weight}, {total};"
+                for total, x in zip(sums[place], elements)  # noqa: B905 -- as many of each
+            ]
 
     def _chain(self, place: int, weight: str, words: Sequence[str]) -> None:
         """A product in float16, whose sums go to float32 after so many terms."""
@@ -261,13 +270,13 @@ class _Code:
         down, right = divmod(tap, self.shape.s)
         return down * self.shape.dilation[0], right * self.shape.dilation[1]
 
-    def _ring(self, tap: int, loads: int) -> _Ring:
-        """For a tap with at least so many loads."""
+    def _ring(self, tap: int, ahead: Sequence[tuple[int, Sequence[tuple[int, str]]]]) -> _Ring:
+        """For a tap whose loads begin the columns ``ahead``."""
         config, shape, body = self.config, self.shape, self.body
         by, sizes, outside = self._tap(tap), (shape.h, shape.w), beyond(shape, *self._tap(tap))
         if config.halo or not any(outside):
             return _Ring()
-        ring = _Ring()
+        ring, loads = _Ring(), sum(column // shape.c == tap for column, _ in ahead)
         kind: Kind = "f" if self.item == FLOAT else "h"
         zero, nothing = ("mov.f32", single(0.0)) if self.item == FLOAT else ("mov.b16", "0")
         for piece in self.pieces:
@@ -280,25 +289,17 @@ class _Code:
             ring.zeros.append([body.to(kind, zero, nothing) for _ in range(min(loads, config.ring))])
         return ring
 
-    def _x(self, where: str, ring: _Ring, at: int) -> list[str]:
-        """x at an address of piece number ``at``, as it lies in memory."""
-        if not ring.tests:
-            return self._load(where)
+    def _tested(self, where: str, ring: _Ring, at: int) -> str:
+        """x at an address of piece number ``at``, or zero."""
         target = ring.zeros[at][ring.turn % len(ring.zeros[at])]
         kind = "f32" if self.item == FLOAT else "b16"
         self.body.put(f"@{ring.tests[at]} ld.global.{kind} {target}, {where}")
-        return [target]
+        return target
 
     def _load(self, where: str) -> list[str]:
         """``vector`` neighbouring elements: one register for each, but for pairs of 16 bits."""
-        body, count = self.body, self.config.vector
-        if self.item == FLOAT:
-            words, kind = [body.new("f") for _ in range(count)], "f32"
-        elif count == 1:
-            words, kind = [body.new("h")], "b16"
-        else:
-            words, kind = [body.new("r") for _ in range(count // 2)], "b32"
-        body.put(f"ld.global{width(len(words))}.{kind} {operand(words)}, {where}")
+        words = self.body.several(self.word, self.words)
+        self.body.lines.append(f"\t{self.load} {operand(words)}, {where};")
         return words
 
     def _single(self, word: str) -> list[str]:

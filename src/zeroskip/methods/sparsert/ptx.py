@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -45,21 +44,27 @@ class Body:
     """The body of a function: registers and instructions, in the order they are asked for."""
 
     lines: list[str] = field(default_factory=list)
-    _used: Counter[Kind] = field(default_factory=Counter)
+    _used: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(BITS, 0))
 
     def new(self, kind: Kind) -> str:
         """A register that nothing has been written to: predicate, 16, 32 or 64 bits, or float32."""
-        self._used[kind] += 1
-        return f"%{kind}{self._used[kind] - 1}"
+        return self.several(kind, 1)[0]
+
+    def several(self, kind: Kind, count: int) -> list[str]:
+        """So many new registers."""
+        first = self._used[kind]
+        self._used[kind] = first + count
+        return [f"%{kind}{number}" for number in range(first, first + count)]
 
     def put(self, instruction: str) -> None:
         self.lines.append(f"\t{instruction};")
 
     def to(self, kind: Kind, instruction: str, operands: str) -> str:
         """``instruction`` into a new register."""
-        target = self.new(kind)
-        self.put(f"{instruction} {target}, {operands}")
-        return target
+        number = self._used[kind]
+        self._used[kind] = number + 1
+        self.lines.append(f"\t{instruction} %{kind}{number}, {operands};")
+        return f"%{kind}{number}"
 
     def label(self, name: str) -> None:
         self.lines.append(f"{name}:")
