@@ -28,7 +28,7 @@ from zeroskip.core.oracle import UNIT_ROUNDOFF
 from zeroskip.cuda import assemble
 from zeroskip.cuda.compile import resources, unpack
 from zeroskip.methods.sparsert import cuda, estimate
-from zeroskip.methods.sparsert.config import SparseRTConfig
+from zeroskip.methods.sparsert.config import SparseRTConfig, SparseRTPacked
 from zeroskip.methods.sparsert.emit import SYMBOL, emit
 from zeroskip.methods.sparsert.method import METHOD
 
@@ -37,6 +37,7 @@ ODD = ConvShape(3, 19, 7, 7, 13, 1, 1)
 SAME = ConvShape(1, 9, 9, 11, 14, 3, 3, padding=(1, 1))
 OLD = replace(GPU, arch="sm_80", num_sms=108, shared_bytes=163 * 1024)
 GOLDEN = Path(__file__).with_name("golden")
+BUILD = cuda.build
 
 
 def sparse(shape: ConvShape, density: float = 0.2, seed: int = 0) -> Tensor:
@@ -566,3 +567,36 @@ def test_weights_are_operands_of_their_instructions(registers: int) -> None:
     built = assemble.build(text(job, SparseRTConfig(32, warps=2, registers=registers)), SYMBOL, "sm_90a")
     nonzeros, columns = job.layer.weights.nnz, int((job.weight != 0).any(0).sum())
     assert len(unpack(built).cubin) / 16 < 1.1 * (nonzeros + columns) + 700
+
+
+def test_text_is_written_only_for_code_that_is_not_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written: list[SparseRTConfig] = []
+
+    def writing(packed: SparseRTPacked, arch: str) -> str:
+        written.append(packed.config)
+        return emit(packed, arch)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cuda, "emit", writing)
+    config = SparseRTConfig(4)
+    job = Job.of(SAME, Epilogue(bias=True), weight=sparse(SAME))
+    packed = METHOD.pack(job.segment, job.parameters, config)
+    tf32 = replace(packed, layer=replace(packed.layer, precision="tf32", name="another"))
+    first = BUILD(packed, GPU)
+    assert len(written) == 1
+    assert BUILD(tf32, GPU) == first == BUILD(METHOD.pack(job.segment, job.parameters, config), GPU)
+    assert len(written) == 1
+    shape = replace(packed.layer.shape, h=10)
+    for count, other in enumerate(
+        (
+            replace(packed, bias=packed.bias + 1),
+            replace(packed, weight=replace(packed.weight, values=packed.weight.values * 2)),
+            replace(packed, layer=replace(packed.layer, shape=shape)),
+            replace(packed, layer=replace(packed.layer, epilogue=Epilogue(bias=True, activation="relu"))),
+            replace(packed, layer=replace(packed.layer, precision="fp16")),
+            replace(packed, config=replace(config, warps=2)),
+        ),
+        start=2,
+    ):
+        assert BUILD(other, GPU) != first
+        assert len(written) == count

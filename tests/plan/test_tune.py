@@ -104,3 +104,13 @@ def test_what_has_no_estimate_is_always_tried(monkeypatch: pytest.MonkeyPatch) -
         unknown=Timed(lambda number: 0.0, lambda number: 9.0),
     )
     assert seen["unknown"] == list(range(COUNT))
+
+
+def test_an_attempt_takes_no_longer_to_build_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dear(Timed):
+        def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[FakeConfig]]:
+            seconds = 0.45 * module.ATTEMPT_SECONDS
+            return [replace(one, build_seconds=seconds) for one in super().configs(segment, device)]
+
+    near, dear = Timed(lambda number: 1.0, lambda number: 1.0), Dear(lambda number: 1.0, lambda number: 1.0)
+    assert tried(monkeypatch, near=near, dear=dear)[0]["dear"] == [0, 1, 2, 3]

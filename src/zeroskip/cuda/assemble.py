@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+from collections.abc import Callable
 
 from zeroskip.core.cache import BuildCache
 from zeroskip.core.errors import CompileError, Unsupported
@@ -20,16 +21,20 @@ _RESERVED = 1024
 _SPLITS = 13
 """The first nvJitLink that is known to assemble the functions of one text side by side."""
 _locks: dict[bytes, threading.Lock] = {}
-"""By text.  Whoever wants a text assembled waits for the one who does it already: it can take a minute."""
+"""By what texts are made of.  Whoever wants one assembled waits for who does it already: it can take a minute."""
 _MOST_SAID, _MOST_QUOTED = 20, 5
 """Lines of the assembler and of the text that an error shows: generated text repeats its mistakes."""
 
 
-def build(text: str, symbol: str, arch: str) -> bytes:
+def build(text: str | Callable[[], str], symbol: str, arch: str, made_of: str = "") -> bytes:
     """Assemble the PTX ``text`` for GPUs of ``arch`` ("sm_80", "sm_90a", ...); its entry is ``symbol``.
 
     The result comes from the user's build cache where the same text was assembled before by the same nvJitLink.
     Threads and processes may call this at once: nvJitLink lets other Python threads run.
+
+    Args:
+        text: or what makes it, which is called only if the cache has nothing that was ``made_of`` the same.
+        made_of: says all that the text depends on, where it is not given itself.
 
     Returns:
         What ``compile.unpack`` and ``launch.load`` read.
@@ -38,11 +43,12 @@ def build(text: str, symbol: str, arch: str) -> bytes:
         CompileError: nvJitLink refused the text or the architecture; the log ends with the lines it points at.
         Unsupported: there is no nvJitLink here.
     """
-    cache, key = BuildCache.of_user("cuda"), (identity(__file__), linker(), arch, symbol, text)
-    with _locks.setdefault(hashlib.sha256(text.encode()).digest(), threading.Lock()):
+    source = text if isinstance(text, str) else made_of
+    cache, key = BuildCache.of_user("cuda"), (identity(__file__), linker(), arch, symbol, source)
+    with _locks.setdefault(hashlib.sha256(source.encode()).digest(), threading.Lock()):
         if (known := cache.get(*key)) is not None:
             return known
-        built = _assemble(text, symbol, arch)
+        built = _assemble(text if isinstance(text, str) else text(), symbol, arch)
         cache.put(built, *key)
         return built
 

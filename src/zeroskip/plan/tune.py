@@ -30,8 +30,9 @@ from zeroskip.plan.plan import Rejection
 MOST_CANDIDATES = {"cpu": 8, "cuda": 24}
 """Of one method: the likeliest ones by its own estimate.  A run takes microseconds on a GPU, and its kernels compile
 side by side."""
-EACH_ATTEMPT = 6
-"""Of one method: how many are tried before its next ones are compared with what was measured so far."""
+EACH_ATTEMPT, ATTEMPT_SECONDS = 6, 20.0
+"""Of one method: how many are tried, and how long they may take to build on one core (but for the first of them),
+before its next ones are compared with what was measured so far."""
 DEAR = 2.0
 """What takes longer than so many seconds to build waits until what does not was measured."""
 LUCK, MORE_LUCK = 0.65, 0.87
@@ -185,7 +186,7 @@ class _Search:
             left = {name: self._proposed(name, instead.get(name)) for name in self.methods}
         for attempt in itertools.count():
             chosen = {name: [one for one in found if self._hopeful(name, one, attempt)] for name, found in left.items()}
-            chosen = {name: found[:EACH_ATTEMPT] for name, found in chosen.items()}
+            chosen = {name: _first(found) for name, found in chosen.items()}
             if attempt and not any(chosen.values()):
                 break
             before = self._bests()
@@ -247,6 +248,16 @@ class _Search:
         self.quickest[name] = sorted([*self.quickest[name], (seconds, stage)], key=lambda pair: pair[0])[:FINALISTS]
         if candidate.run_seconds:
             self._luck[name] = min(self._luck.get(name, math.inf), seconds / candidate.run_seconds)
+
+
+def _first(found: Sequence[Candidate[Any]]) -> list[Candidate[Any]]:
+    """What one attempt takes of them."""
+    until = itertools.accumulate(one.build_seconds for one in found)
+    return [
+        one
+        for index, (one, seconds) in enumerate(zip(found[:EACH_ATTEMPT], until, strict=False))
+        if index == 0 or seconds <= ATTEMPT_SECONDS
+    ]
 
 
 def _prepared(

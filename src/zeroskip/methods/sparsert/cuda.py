@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zeroskip.core.device import Device
+from zeroskip.core.env import source_hash
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.layer import ConvShape, Layer
 from zeroskip.core.layout import allocate
@@ -48,7 +51,18 @@ def _by_tap(weight: Tensor, shape: ConvShape) -> Csr:
 
 
 def build(packed: SparseRTPacked, device: Device) -> bytes:
-    return assemble.build(emit(packed, device.arch), SYMBOL, device.arch)
+    return assemble.build(functools.partial(emit, packed, device.arch), SYMBOL, device.arch, _made_of(packed))
+
+
+def _made_of(packed: SparseRTPacked) -> str:
+    """All that ``emit`` reads, and by which sources: told in a hundredth of the time that the text takes."""
+    weight, digest = packed.weight, hashlib.sha256()
+    for tensor in (weight.rows, weight.bounds, weight.places, weight.columns, weight.values, packed.bias):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}\n".encode() + tensor.cpu().numpy().tobytes())
+    layer = packed.layer
+    precision = "fp32" if layer.precision == "tf32" else layer.precision  # the same code
+    facts = (layer.shape, layer.epilogue, precision, packed.config, weight.shape, weight.parts)
+    return f"{source_hash()} {facts} {digest.hexdigest()}"
 
 
 class SparseRTRun:

@@ -29,8 +29,8 @@ ASSEMBLED = 9e-5
 MOST_SECONDS = 60.0
 """Of one core: what would take longer to assemble is not tried."""
 MOST_SECONDS_TOGETHER = 60.0
-"""Of all candidates of a layer but the one with gaps, on one core.  Of 24 layers whose candidates would take longer, the
-fastest was among the first five for 20 (records of fig10, H100)."""
+"""Of all candidates of a layer but the one with gaps, on one core.  Of 24 layers whose candidates would take longer,
+the fastest was among the first five for 20 (records of fig10, H100)."""
 MOST_CANDIDATES = 24
 SIMILAR = 0.04
 """How much better a candidate must be for each one before it with the same rows, pixels or split, to come next."""
