@@ -1,4 +1,5 @@
-"""Write README's tables, docs/H100.md, docs/ACCURACY.md and all pictures from the committed records: `make figures`."""
+"""Write README's tables, docs/H100.md, docs/H200.md, docs/ACCURACY.md and all pictures from the committed records:
+`make figures`."""
 
 from __future__ import annotations
 
@@ -75,22 +76,26 @@ def cpu() -> None:
     bars(models, DOCS / "cpu-models.svg", "Whole networks on the CPU")
 
 
-# -- H100 ---------------------------------------------------------------------------------------------
-def measured(suite: str) -> tuple[list[Comparison], dict[str, Any]]:
+# -- GPUs ---------------------------------------------------------------------------------------------
+GPUS = ("h200", "h100")
+"""Folders of results, the newest first: README shows each figure from the first that has it."""
+
+
+def measured(gpu: str, suite: str) -> tuple[list[Comparison], dict[str, Any]]:
     """The records of a suite, which may be spread over files ``suite*.jsonl``, and the last environment."""
-    files = [read(path) for path in sorted((RESULTS / "h100").glob(f"{suite}*.jsonl"))]
+    files = [read(path) for path in sorted((RESULTS / gpu).glob(f"{suite}*.jsonl"))]
     environments = {name: facts for file in files for name, facts in file.environments.items()}
     merged = RecordFile(environments, tuple([record for file in files for record in file.records]))
     found = products.latest(merged)
     return found, environments[found[-1].environment] if found else {}
 
 
-def machine(facts: dict[str, Any]) -> str:
+def machine(gpu: str, facts: dict[str, Any]) -> str:
     libraries = facts["libraries"]
     return (
         f"{facts['device']}, driver {facts['driver']}, torch {libraries['torch']}, cuDNN {facts['cudnn']}; medians of "
         "CUDA-graph replays in turns, in microseconds; records in "
-        "[`benchmarks/results/h100`](benchmarks/results/h100)."
+        f"[`benchmarks/results/{gpu}`](benchmarks/results/{gpu})."
     )
 
 
@@ -158,25 +163,32 @@ def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tupl
     return found
 
 
-def h100() -> None:
-    """README's section and docs/H100.md; what was not measured is left out."""
-    short: list[str] = []
-    page = ["# Measured on an H100", "", "Made by `make figures` from `benchmarks/results/h100`; how the numbers were "]
+def on_gpu(gpu: str) -> dict[str, list[str]]:
+    """Write docs/<GPU>.md, where what was not measured is left out; what README may show of it, by figure."""
+    name, short = gpu.upper(), dict[str, list[str]]()
+    page = [
+        f"# Measured on an {name}",
+        "",
+        f"Made by `make figures` from `benchmarks/results/{gpu}`; how the numbers were ",
+    ]
     page[-1] += 'taken: [MEASURING.md](MEASURING.md). Times in microseconds; "over" is how many times faster.'
 
     def section(title: str, table: products.Table, *more: str) -> None:
         if table.rows:
             page.extend(["", f"## {title}", "", *more, *([""] * bool(more)), table.markdown().rstrip()])
 
-    def picture(drawn: bool, name: str, title: str) -> list[str]:
-        return ["", f"![{title}](docs/{name})"] if drawn else []
+    def picture(drawn: bool, kind: str, title: str) -> list[str]:
+        return ["", f"![{title}](docs/{gpu}-{kind}.svg)"] if drawn else []
 
-    comparisons, facts = measured("fig10")
-    found = Products(comparisons)
+    def drawing(kind: str) -> Path:
+        return DOCS / f"{gpu}-{kind}.svg"
+
+    comparisons, facts = measured(gpu, "fig10")
+    found, peaks = Products(comparisons), facts.get("peak_tflops", {})
     if found.all:
         title = "Nine pointwise layers at 90% zeros, batch 1, warm L2"
-        drawn = plots.columns(found, DOCS / "h100-columns.svg", title)
-        short += [machine(facts), *picture(drawn, "h100-columns.svg", title), *tensor_cores(found)]
+        drawn = plots.columns(found, drawing("columns"), title)
+        short["columns"] = [machine(gpu, facts), *picture(drawn, "columns", title), *tensor_cores(found)]
         text = (
             'Ours with bias and ReLU, cuBLAS without unless it says so. "Best dense fp32" is the best of cuDNN, cuBLAS '
             "and a product of three TF32 products, bias and ReLU included."
@@ -186,44 +198,56 @@ def h100() -> None:
         section("Does the pattern of the zeros matter?", products.masks_table(found))
         text = "Our best, in brackets over cuBLAS fp32 and over the fastest dense fp32."
         section("Several images", products.batches_table(found), text)
-    suites = {name: Products(measured(name)[0]) for name in ("fig10", "squares", "conv3x3")}
-    for title, table, text in against_dense(suites, facts.get("peak_tflops", {})):
+    suites = {suite: Products(measured(gpu, suite)[0]) for suite in ("fig10", "squares", "conv3x3")}
+    for title, table, text in against_dense(suites, peaks or measured(gpu, "conv3x3")[1].get("peak_tflops", {})):
         section(title, table, *([text] if text else []))
-    comparisons, facts = measured("fig11")
+    comparisons, facts = measured(gpu, "fig11")
     found = Products(comparisons)
     title = "(128,128,3136) over sparsity, batch 1, warm L2"
-    if plots.sparsities(found, DOCS / "h100-sparsity.svg", title):
-        section(title, products.sparsity_table(found), "![time over sparsity](h100-sparsity.svg)")
-        short += picture(True, "h100-sparsity.svg", title)
-    comparisons, facts = measured("squares")
-    found = Products(comparisons)
+    if plots.sparsities(found, drawing("sparsity"), title):
+        section(title, products.sparsity_table(found), f"![time over sparsity]({gpu}-sparsity.svg)")
+        short["sparsity"] = [machine(gpu, facts), *picture(True, "sparsity", title)]
+    found = Products(measured(gpu, "squares")[0])
     title = "Square products at 90% zeros, warm L2"
-    if plots.squares(found, DOCS / "h100-squares.svg", title):
-        section(title, products.columns_table(found), "![square products](h100-squares.svg)")
+    if plots.squares(found, drawing("squares"), title):
+        section(title, products.columns_table(found), f"![square products]({gpu}-squares.svg)")
         for density in (0.2, 0.05):
             section(f"The same at {1 - density:.0%}", products.columns_table(found, density=density))
-    comparisons, facts = measured("sputnik_ablation")
-    found = Products(comparisons)
+    found = Products(measured(gpu, "sputnik_ablation")[0])
     title = "Sputnik without one of its steps"
-    if plots.ablation(found, DOCS / "h100-ablation.svg", title):
-        text = "How many times longer it takes, tuned anew without the step.\n\n![ablation](h100-ablation.svg)"
+    if plots.ablation(found, drawing("ablation"), title):
+        text = f"How many times longer it takes, tuned anew without the step.\n\n![ablation]({gpu}-ablation.svg)"
         section(title, products.ablation_table(found), text)
-    comparisons, facts = measured("sparsert_ablation")
+    comparisons, _ = measured(gpu, "sparsert_ablation")
     if comparisons:
         text = "How many times longer it takes, tuned anew over the others. Why: the method's README, on instructions."
         section("SparseRT with one of its choices fixed", products.ablation_table(Products(comparisons)), text)
-    comparisons, facts = measured("networks_cuda")
-    whole = networks.networks(comparisons)
+    comparisons, facts = measured(gpu, "networks_cuda")
+    whole = sorted(networks.networks(comparisons), key=lambda one: one.batch)
     title = "Whole networks at 90% zeros"
-    if plots.networks(whole, DOCS / "h100-networks.svg", title):
+    if plots.networks(whole, drawing("networks"), title):
         table = networks.networks_table(whole)
         text = "One graph on each side. Only the factor of the last step is credited to zeros."
-        section(title, table, f"{text}\n\n![whole networks](h100-networks.svg)")
-        single = networks.networks_table([one for one in whole if one.batch == 1])
-        short += ["", single.markdown().rstrip()]
+        section(title, table, f"{text}\n\n![whole networks]({gpu}-networks.svg)")
+        short["networks"] = [machine(gpu, facts), "", table.markdown().rstrip()]
     if len(page) > 3:
-        (DOCS / "H100.md").write_text("\n".join(page) + "\n")
-        write_section("figures-cuda", [*short, "", "All tables: [docs/H100.md](docs/H100.md)."])
+        (DOCS / f"{name}.md").write_text("\n".join(page) + "\n")
+        short["page"] = [f"[docs/{name}.md](docs/{name}.md)"]
+    return short
+
+
+def gpus() -> None:
+    """README's section and a page for each GPU."""
+    found = [short for gpu in GPUS if (short := on_gpu(gpu))]
+    if not found:
+        return
+    lines: list[str] = []
+    for figure in ("networks", "columns", "sparsity"):
+        if shown := next((short[figure] for short in found if figure in short), None):
+            # A machine is named where it changes; behind its line the figures bring their own blank lines.
+            lines += ["", *shown] if shown[0] not in lines else shown[1:]
+    pages = " and ".join(page for short in found for page in short.get("page", []))
+    write_section("figures-cuda", [*lines[1:], "", f"All tables: {pages}."])
 
 
 # -- accuracy -----------------------------------------------------------------------------------------
@@ -254,7 +278,7 @@ def accuracy() -> None:
 
 def main() -> None:
     cpu()
-    h100()
+    gpus()
     accuracy()
 
 

@@ -99,16 +99,16 @@ def check(layer: Layer, config: SputnikConfig) -> None:
         raise ValueError(f"{strips} strips of columns are more than a grid can have ({MOST_BLOCKS}): {config}")
 
 
-def configs(layer: Layer, device: Device) -> list[tuple[float, SputnikConfig]]:
-    """Estimated seconds and configuration, in the order to try."""
+def configs(layer: Layer, device: Device) -> list[SputnikConfig]:
+    """In the order to try."""
     found = []
     for config in _linear_menu(layer) if layer.kind == "linear" else _menu():
         try:
             check(layer, config)
         except ValueError:
             continue
-        found.append((_seconds(layer, config, device), config))
-    return sorted(found, key=lambda pair: pair[0])
+        found.append(config)
+    return sorted(found, key=lambda config: _seconds(layer, config, device))
 
 
 def _menu() -> Iterator[SputnikConfig]:
