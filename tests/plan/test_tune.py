@@ -18,7 +18,8 @@ from zeroskip.core.method import Candidate, layer_parameters
 from zeroskip.core.record import Times
 from zeroskip.measure.bound import Stage
 from zeroskip.measure.timer import Measurement
-from zeroskip.plan import tune as module
+from zeroskip.plan import search as module
+from zeroskip.plan import tune
 
 COUNT = 24
 US = 1e-6
@@ -53,13 +54,13 @@ def tried(monkeypatch: pytest.MonkeyPatch, **methods: Timed) -> tuple[dict[str, 
         finals.extend(stage.bound.candidate.config.number for stage in variants.values())
         return Measurement({key: Times((1.0,), "cpu") for key in variants}, False)
 
-    monkeypatch.setattr(module, "once", once)
+    monkeypatch.setattr(tune, "once", once)
     monkeypatch.setattr(module, "MOST_CANDIDATES", {"cpu": COUNT})
     torch.manual_seed(0)
     program = program_of(nn.Sequential(nn.Conv2d(2, 3, 1)), torch.randn(1, 2, 4, 4))
     (segment,) = Fake().claim(program.graph, program.layers(), "0", cpu(1))
     parameters = layer_parameters(program.graph, segment, program.tensors)
-    module.tune(segment, methods, parameters, cpu(1), timer)
+    tune.tune(segment, methods, parameters, cpu(1), timer)
     return seen, finals
 
 
@@ -94,7 +95,7 @@ def test_a_method_far_behind_another_is_asked_once(monkeypatch: pytest.MonkeyPat
     )
     assert seen["near"] == list(range(COUNT))
     assert seen["far"] == list(range(module.EACH_ATTEMPT))
-    assert len(finals) == module.FINALISTS + 1
+    assert len(finals) == tune.FINALISTS + 1
 
 
 def test_what_has_no_estimate_is_always_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from zeroskip.methods import registry
 from zeroskip.methods.dense.blocks import BLOCKS
 from zeroskip.methods.dense.config import DenseConfig
 from zeroskip.model.zoo import BUILDERS
-from zeroskip.plan.tune import MOST_CANDIDATES
+from zeroskip.plan.search import MOST_CANDIDATES
 from zeroskip.report import bench, layers, models, vendors
 from zeroskip.report.bench import EVERY, run_suite
 from zeroskip.report.layers import COLD_CACHES, Work, bench_layer, restricted, status_of

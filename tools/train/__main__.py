@@ -17,11 +17,11 @@ same second cycle: the dense row is the fair opponent of the pruned ones, and be
 removed in one shot at the beginning of that cycle; masks grow in its first half. A tenth of the training part is held
 out for choosing; the validation part is the test part and is looked at once, when a row is done.
 
-Time, at 2 s an epoch for ResNet-18 and 4 s for VGG-19-BN (supposed for an H100): 3 seeds x 24 epochs of parents and
-18 trainings x 18 epochs are 396 epochs, 13.2 minutes for ResNet-18 and 26.4 for VGG-19-BN, together 39.6, plus some
-seconds a row for measuring and one to two minutes for reordering channels. By network and seed: 7.4 + 3.2 + 3.2 and
-14.8 + 6.4 + 6.4 minutes. The rows of a network and seed need that parent's file: keep DIR between calls, or begin a
-machine's time with a network and seed that is not begun. A parent that is in the log but not in DIR is trained anew.
+Time: 3 seeds x 24 epochs of parents and 18 trainings x 24 epochs are 504 epochs a network. On an H200 with one process
+for each network and seed, each with a DIR of its own (launching keeps one process busy, not the GPU), an epoch takes
+the GPU about 0.7 s for ResNet-18 and 1.5 s for VGG-19-BN: 19 minutes for all, plus some seconds a row for measuring and
+one to two minutes for reordering channels. The rows of a network and seed need that parent's file: keep DIR between
+calls. A parent that is in the log but not in DIR is trained anew.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def show(runner: Runner, wanted: Sequence[Job]) -> None:
         left += 0 if found else seconds
         state = f"test {found.accuracy:.2%}, {found.seconds:.0f} s" if found else f"about {seconds:.0f} s"
         print(f"{job.name:36} {state}")
-    print(f"left: about {left / 60:.1f} minutes on an H100")
+    print(f"left: about {left / 60:.1f} minutes of an H200")
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:

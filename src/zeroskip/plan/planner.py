@@ -60,9 +60,9 @@ def tune_program(
     contended = False
     for done, name in enumerate(layers):
         progress(done, len(layers), name)
-        claims, reasons = _claims(graph, layers, name, methods, device)
+        claimed, reasons = claims(graph, layers, name, methods, device)
         found: list[Option] = []
-        for segment, able in claims.items():
+        for segment, able in claimed.items():
             if len(segment.layers) > 1:
                 # Cover, plan and engine carry such segments; the oracle that tuning checks against knows one layer.
                 reasons += [Rejection(other, "segments of several layers are not tuned yet") for other in able]
@@ -83,22 +83,23 @@ def tune_program(
     return Tuning(program, layers, options, refused, device, time.perf_counter() - started, contended)
 
 
-def _claims(
+def claims(
     graph: Graph,
     layers: Mapping[str, Layer],
     name: str,
     methods: Mapping[str, AnyMethod],
     device: Device,
 ) -> tuple[dict[Segment, dict[str, AnyMethod]], list[Rejection]]:
-    claims: dict[Segment, dict[str, AnyMethod]] = {}
+    """What the methods could run from the layer ``name`` on: by segment the methods; and the refusals of the others."""
+    found: dict[Segment, dict[str, AnyMethod]] = {}
     reasons = []
     for method_name, method in methods.items():
         try:
             for segment in method.claim(graph, layers, name, device):
-                claims.setdefault(segment, {})[method_name] = method
+                found.setdefault(segment, {})[method_name] = method
         except Unsupported as reason:
             reasons.append(Rejection(method_name, str(reason)))
-    return claims, reasons
+    return found, reasons
 
 
 def best_plan(tuning: Tuning) -> Plan:

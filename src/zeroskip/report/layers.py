@@ -26,7 +26,8 @@ from zeroskip.measure.graphs import Rotation
 from zeroskip.measure.timer import Timer, measure, once
 from zeroskip.measure.turns import turn
 from zeroskip.methods import registry
-from zeroskip.plan.tune import FINALISTS, MOST_CANDIDATES, tune
+from zeroskip.plan.search import MOST_CANDIDATES
+from zeroskip.plan.tune import FINALISTS, tune
 from zeroskip.report.baselines import baseline
 from zeroskip.report.plausible import objection
 from zeroskip.report.suite import LABEL, BenchCase, Cache
@@ -82,12 +83,7 @@ class Work:
 
     @staticmethod
     def of(case: BenchCase, device: Device) -> Work:
-        parameters = {"weight": layer_weight(case)}
-        if case.epilogue:
-            parameters["bias"] = layer_bias(case)
-        epilogue = Epilogue(True, "relu") if case.epilogue else Epilogue()
-        layer = Layer(case.name, "conv2d", case.shape, case.precision, Sparsity.of(parameters["weight"]), epilogue)
-        segment = Segment((case.name,), ("x",), (case.name,), (layer,))
+        segment, parameters = layer_of(case)
         data = Case.random(segment, device=device.torch)
         cost = registry()["dense"].cost(segment)
         return Work(case, device, segment, parameters, data, Oracle(segment, parameters, data), cost)
@@ -119,6 +115,16 @@ class Work:
     @property
     def output_bytes(self) -> int:
         return math.prod(self.layer.shape.output_shape) * self.data.x.element_size()
+
+
+def layer_of(case: BenchCase) -> tuple[Segment, dict[str, Tensor]]:
+    """The layer of a case and its parameters, on the CPU."""
+    parameters = {"weight": layer_weight(case)}
+    if case.epilogue:
+        parameters["bias"] = layer_bias(case)
+    epilogue = Epilogue(True, "relu") if case.epilogue else Epilogue()
+    layer = Layer(case.name, "conv2d", case.shape, case.precision, Sparsity.of(parameters["weight"]), epilogue)
+    return Segment((case.name,), ("x",), (case.name,), (layer,)), parameters
 
 
 def bench_layer(case: BenchCase, device: Device, timer: Timer = measure) -> list[Record]:
