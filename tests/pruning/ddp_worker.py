@@ -1,6 +1,7 @@
 """One rank of `torchrun`: trains a network on its own share of the data and prunes it, once for each scenario (its
 arguments: a kind of pruner, and what rank 1 has different)."""
 
+import os
 import sys
 
 import torch
@@ -51,7 +52,11 @@ def main(scenarios: list[str]) -> None:
             found = f"RuntimeError {error}"
         sys.stdout.write(f"{scenario}: rank {rank} {found}\n")
         sys.stdout.flush()
+    distributed.barrier()
     distributed.destroy_process_group()
+    # All is done.  Python's own way out has aborted here, once in many runs: "terminate called without an active
+    # exception", threads of torch's that nobody has joined.
+    os._exit(0)
 
 
 if __name__ == "__main__":
