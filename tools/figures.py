@@ -79,6 +79,7 @@ def cpu() -> None:
 # -- GPUs ---------------------------------------------------------------------------------------------
 GPUS = ("h200", "h100")
 """Folders of results, the newest first: README shows each figure from the first that has it."""
+SUITES = ("fig10", "fig11", "squares", "conv3x3", "sputnik_ablation", "sparsert_ablation", "networks_cuda")
 
 
 def measured(gpu: str, suite: str) -> tuple[list[Comparison], dict[str, Any]]:
@@ -183,12 +184,15 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
     def drawing(kind: str) -> Path:
         return DOCS / f"{gpu}-{kind}.svg"
 
-    comparisons, facts = measured(gpu, "fig10")
-    found, peaks = Products(comparisons), facts.get("peak_tflops", {})
+    suites = {suite: measured(gpu, suite) for suite in SUITES}
+    compared = {suite: Products(comparisons) for suite, (comparisons, _) in suites.items()}
+    peaks = next((facts["peak_tflops"] for suite in ("fig10", "conv3x3") if (facts := suites[suite][1])), {})
+
+    found = compared["fig10"]
     if found.all:
         title = "Nine pointwise layers at 90% zeros, batch 1, warm L2"
         drawn = plots.columns(found, drawing("columns"), title)
-        short["columns"] = [machine(gpu, facts), *picture(drawn, "columns", title), *tensor_cores(found)]
+        short["columns"] = [machine(gpu, suites["fig10"][1]), *picture(drawn, "columns", title), *tensor_cores(found)]
         text = (
             'Ours with bias and ReLU, cuBLAS without unless it says so. "Best dense fp32" is the best of cuDNN, cuBLAS '
             "and a product of three TF32 products, bias and ReLU included."
@@ -198,31 +202,28 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         section("Does the pattern of the zeros matter?", products.masks_table(found))
         text = "Our best, in brackets over cuBLAS fp32 and over the fastest dense fp32."
         section("Several images", products.batches_table(found), text)
-    suites = {suite: Products(measured(gpu, suite)[0]) for suite in ("fig10", "squares", "conv3x3")}
-    for title, table, text in against_dense(suites, peaks or measured(gpu, "conv3x3")[1].get("peak_tflops", {})):
+    for title, table, text in against_dense(compared, peaks):
         section(title, table, *([text] if text else []))
-    comparisons, facts = measured(gpu, "fig11")
-    found = Products(comparisons)
+    found = compared["fig11"]
     title = "(128,128,3136) over sparsity, batch 1, warm L2"
     if plots.sparsities(found, drawing("sparsity"), title):
         section(title, products.sparsity_table(found), f"![time over sparsity]({gpu}-sparsity.svg)")
-        short["sparsity"] = [machine(gpu, facts), *picture(True, "sparsity", title)]
-    found = Products(measured(gpu, "squares")[0])
+        short["sparsity"] = [machine(gpu, suites["fig11"][1]), *picture(True, "sparsity", title)]
+    found = compared["squares"]
     title = "Square products at 90% zeros, warm L2"
     if plots.squares(found, drawing("squares"), title):
         section(title, products.columns_table(found), f"![square products]({gpu}-squares.svg)")
         for density in (0.2, 0.05):
             section(f"The same at {1 - density:.0%}", products.columns_table(found, density=density))
-    found = Products(measured(gpu, "sputnik_ablation")[0])
+    found = compared["sputnik_ablation"]
     title = "Sputnik without one of its steps"
     if plots.ablation(found, drawing("ablation"), title):
         text = f"How many times longer it takes, tuned anew without the step.\n\n![ablation]({gpu}-ablation.svg)"
         section(title, products.ablation_table(found), text)
-    comparisons, _ = measured(gpu, "sparsert_ablation")
-    if comparisons:
+    if (found := compared["sparsert_ablation"]).all:
         text = "How many times longer it takes, tuned anew over the others. Why: the method's README, on instructions."
-        section("SparseRT with one of its choices fixed", products.ablation_table(Products(comparisons)), text)
-    comparisons, facts = measured(gpu, "networks_cuda")
+        section("SparseRT with one of its choices fixed", products.ablation_table(found), text)
+    comparisons, facts = suites["networks_cuda"]
     whole = sorted(networks.networks(comparisons), key=lambda one: one.batch)
     title = "Whole networks at 90% zeros"
     if plots.networks(whole, drawing("networks"), title):
@@ -246,7 +247,7 @@ def gpus() -> None:
         if shown := next((short[figure] for short in found if figure in short), None):
             # A machine is named where it changes; behind its line the figures bring their own blank lines.
             lines += ["", *shown] if shown[0] not in lines else shown[1:]
-    pages = " and ".join(page for short in found for page in short.get("page", []))
+    pages = " and ".join(page for short in found for page in short["page"])
     write_section("figures-cuda", [*lines[1:], "", f"All tables: {pages}."])
 
 

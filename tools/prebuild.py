@@ -2,7 +2,7 @@
 
     python tools/prebuild.py benchmarks/suites/networks_cuda.toml [--processes 8] [--device gpu.json] [--cases 0 1 2]
 
-Packing and assembling take most of the time that planning a network takes, and one planner measures meanwhile nothing.
+Packing and assembling take most of the time that planning a network takes, and nothing is measured meanwhile.
 Here every case is planned as if each candidate took as long as its method estimates, so that about the same candidates
 are built as a planner on the GPU would ask for; those that it asks for besides, it builds itself.  ``--device`` is
 the ``cuda.device`` of ``zeroskip doctor --json``, for a machine without that GPU; by default the GPU here.
@@ -26,7 +26,7 @@ import torch
 from zeroskip.core import device as devices
 from zeroskip.core.device import Device
 from zeroskip.core.errors import Unsupported, ZeroskipError
-from zeroskip.core.graph import Segment
+from zeroskip.core.graph import CONV, LINEAR, Segment
 from zeroskip.core.jsonable import from_json
 from zeroskip.core.layer import PRECISION_DTYPES
 from zeroskip.core.method import AnyMethod, Candidate, LayerMethod, Parameters, layer_parameters
@@ -52,7 +52,7 @@ class Estimated(Search):
     def measure(self, name: str, candidate: Candidate[Any], ready: Callable[[], Prepared]) -> float:
         ready()
         self.built += 1
-        if name == "dense":
+        if self.methods[name].exploits == "nothing":
             layer = self.segment.layer
             peak = self.device.peak_tflops.get(layer.precision) or PEAK_TFLOPS[layer.precision]
             return OVERHEAD_SECONDS + 2 * layer.shape.macs / (DENSE_SHARE * peak * 1e12)
@@ -75,7 +75,7 @@ def searches(case: BenchCase, device: Device) -> Iterator[tuple[Segment, dict[st
     dtype = PRECISION_DTYPES[case.precision]
     program = simplify(trace(model_of(case).to(dtype), (example_of(case).to(dtype),)))
     if case.precision == "tf32":
-        program = program.with_tf32(frozenset(("conv2d", "linear")))
+        program = program.with_tf32(frozenset((CONV, LINEAR)))
     layers, seen = program.layers(), set()
     for name in layers:
         for segment, able in claims(program.graph, layers, name, methods, device)[0].items():

@@ -29,7 +29,7 @@ from .plan import DENSE, Job, Settings
 EVALUATED = 500
 """Photographs at a time."""
 CHECKPOINT_SECONDS = 300.0
-"""What an unexpected end may cost.  Writing VGG-19's 160 MB to a disk that others write to takes many seconds."""
+"""What an unexpected end may cost; VGG-19's takes 160 MB."""
 PERMUTE_SECONDS = 120.0
 """Set aside for reordering channels, which cannot be interrupted."""
 
@@ -78,7 +78,7 @@ def accuracy(model: nn.Module, part: Part) -> float:
     """Top-1, a fraction, of whole photographs, in fp32 unless the caller is in autocast."""
     model.eval()
     right = 0
-    # cuDNN's search among its ways to compute in fp32 takes longer than the few calls that are made here.
+    # Without cuDNN's search, which tries many slow ways to compute in fp32: there are few calls.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
         for first in range(0, len(part.labels), EVALUATED):
             images, labels = part.images[first : first + EVALUATED], part.labels[first : first + EVALUATED]

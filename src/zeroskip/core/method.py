@@ -34,7 +34,8 @@ class Candidate(Generic[ConfigT]):
     inputs: tuple[Layout, ...]
     outputs: tuple[Layout, ...]
     run_seconds: float = 0.0
-    """Estimated: to try the likeliest first, and not to build what is dear and hopeless; never to choose."""
+    """Estimated: to try the likeliest first, and not to try what is hopeless; never to choose.  0: no estimate, always
+    tried."""
     build_seconds: float = 0.0
 
 

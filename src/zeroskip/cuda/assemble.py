@@ -26,15 +26,11 @@ _MOST_SAID, _MOST_QUOTED = 20, 5
 """Lines of the assembler and of the text that an error shows: generated text repeats its mistakes."""
 
 
-def build(text: str | Callable[[], str], symbol: str, arch: str, made_of: str = "") -> bytes:
+def build(text: str, symbol: str, arch: str) -> bytes:
     """Assemble the PTX ``text`` for GPUs of ``arch`` ("sm_80", "sm_90a", ...); its entry is ``symbol``.
 
     The result comes from the user's build cache where the same text was assembled before by the same nvJitLink.
     Threads and processes may call this at once: nvJitLink lets other Python threads run.
-
-    Args:
-        text: or what makes it, which is called only if the cache has nothing that was ``made_of`` the same.
-        made_of: says all that the text depends on, where it is not given itself.
 
     Returns:
         What ``compile.unpack`` and ``launch.load`` read.
@@ -43,12 +39,21 @@ def build(text: str | Callable[[], str], symbol: str, arch: str, made_of: str = 
         CompileError: nvJitLink refused the text or the architecture; the log ends with the lines it points at.
         Unsupported: there is no nvJitLink here.
     """
-    source = text if isinstance(text, str) else made_of
-    cache, key = BuildCache.of_user("cuda"), (identity(__file__), linker(), arch, symbol, source)
-    with _locks.setdefault(hashlib.sha256(source.encode()).digest(), threading.Lock()):
+    return build_from(lambda: text, text, symbol, arch)
+
+
+def build_from(emit: Callable[[], str], made_of: str, symbol: str, arch: str) -> bytes:
+    """``build`` of a text that is written only if the cache does not have its code.
+
+    Args:
+        emit: writes the text.
+        made_of: all that the text depends on.
+    """
+    cache, key = BuildCache.of_user("cuda"), (identity(__file__), linker(), arch, symbol, made_of)
+    with _locks.setdefault(hashlib.sha256(made_of.encode()).digest(), threading.Lock()):
         if (known := cache.get(*key)) is not None:
             return known
-        built = _assemble(text if isinstance(text, str) else text(), symbol, arch)
+        built = _assemble(emit(), symbol, arch)
         cache.put(built, *key)
         return built
 

@@ -53,27 +53,24 @@ def _cpu_peaks(threads: int) -> tuple[float, float]:
 def _cuda_peaks() -> tuple[dict[str, float], float, float]:
     """TFLOP/s of matrix products by precision, GB/s of a copy (read plus written), GB/s out of the L2 cache."""
     with turn(cuda()):
-        return _measured_cuda_peaks()
-
-
-def _measured_cuda_peaks() -> tuple[dict[str, float], float, float]:
-    side = SIDE["cuda"]
-    tflops: dict[str, float] = {}
-    precisions: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
-    for name in precisions:
-        a = torch.randn(side, side, device="cuda").to(PRECISION_DTYPES[name])
-        b, product = a.t().contiguous(), torch.empty_like(a)
-        with precision.held(name):
-            multiply = functools.partial(torch.mm, a, b, out=product)
-            multiply()
-            tflops[name] = 2 * side**3 / graphs.once(multiply) / 1e12
-    source = torch.randn(COPY_FLOATS["cuda"], device="cuda")
-    target = torch.empty_like(source)
-    # A kernel that reads and writes: in a graph a copy is another kind of node, which ran at 2.4 instead of 3.0 TB/s.
-    negate = functools.partial(torch.neg, source, out=target)
-    negate()
-    copy = graphs.once(negate)
-    return tflops, 2 * 4 * COPY_FLOATS["cuda"] / copy / 1e9, _l2_gbps(cuda())
+        side = SIDE["cuda"]
+        tflops: dict[str, float] = {}
+        precisions: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
+        for name in precisions:
+            a = torch.randn(side, side, device="cuda").to(PRECISION_DTYPES[name])
+            b, product = a.t().contiguous(), torch.empty_like(a)
+            with precision.held(name):
+                multiply = functools.partial(torch.mm, a, b, out=product)
+                multiply()
+                tflops[name] = 2 * side**3 / graphs.once(multiply) / 1e12
+        source = torch.randn(COPY_FLOATS["cuda"], device="cuda")
+        target = torch.empty_like(source)
+        # A kernel that reads and writes: in a graph a copy is another kind of node, which ran at 2.4 instead of 3.0
+        # TB/s.
+        negate = functools.partial(torch.neg, source, out=target)
+        negate()
+        copy = graphs.once(negate)
+        return tflops, 2 * 4 * COPY_FLOATS["cuda"] / copy / 1e9, _l2_gbps(cuda())
 
 
 def _l2_gbps(device: Device) -> float:

@@ -25,38 +25,42 @@ except ImportError:  # Windows: no turns
 
 log = logging.getLogger(__name__)
 
-_threads = threading.RLock()
-"""Of this process, one at a time too."""
-_held = threading.local()
-"""Of a thread: ``files``, the lock of each turn that it is in, the innermost last."""
+
+class _Held(threading.local):
+    """Whether this thread has its turn, and the lock that says so to other processes."""
+
+    inside = False
+    file: IO[bytes] | None = None
+
+
+_held = _Held()
+_threads = threading.Lock()
+"""Those of this process take turns too."""
 
 
 @contextmanager
 def turn(device: Device) -> Iterator[None]:
-    """Within, no other process measures on this GPU.  Turns may be nested; on a CPU there are none."""
-    if device.kind == "cpu":
+    """Within, no other process measures on this GPU.  A turn within a turn is the same one; on a CPU there are none."""
+    if device.kind == "cpu" or _held.inside:
         yield
         return
     with _threads:
-        nested = bool(_files())
-        file = _files()[-1] if nested else _lock_file()
-        if not nested:
-            _lock(file)
-        _files().append(file)
+        file = _lock_file()
         try:
+            _lock(file)
+            _held.inside, _held.file = True, file
             yield
         finally:
-            _files().pop()
-            if not nested:
-                _unlock(file)
-                if file is not None:
-                    file.close()
+            _held.inside, _held.file = False, None
+            _unlock(file)
+            if file is not None:
+                file.close()
 
 
 @contextmanager
 def pause() -> Iterator[None]:
     """Within a turn: others may have theirs meanwhile, and this thread must leave the GPU alone."""
-    file = _files()[-1] if _files() else None
+    file = _held.file
     if file is None:
         yield
         return
@@ -65,13 +69,6 @@ def pause() -> Iterator[None]:
         yield
     finally:
         _lock(file)
-
-
-def _files() -> list[IO[bytes] | None]:
-    if not hasattr(_held, "files"):
-        _held.files = []
-    files: list[IO[bytes] | None] = _held.files
-    return files
 
 
 def _lock_file() -> IO[bytes] | None:

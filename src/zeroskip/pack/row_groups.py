@@ -125,11 +125,11 @@ def _alike(csr: Csr, columns: int, groups: int) -> _Ints:
     """The group of each row: each begins with the longest row left and takes those that share more of its columns than
     chance would have them share, as long as it does not become longer than the others."""
     with _one_by_one:
-        return _known(csr.row_offsets.numpy().tobytes(), csr.col_indices.numpy().tobytes(), columns, groups)
+        return _greedy(csr.row_offsets.numpy().tobytes(), csr.col_indices.numpy().tobytes(), columns, groups)
 
 
 @functools.lru_cache(32)
-def _known(row_offsets: bytes, col_indices: bytes, columns: int, groups: int) -> _Ints:
+def _greedy(row_offsets: bytes, col_indices: bytes, columns: int, groups: int) -> _Ints:
     offsets = np.frombuffer(row_offsets, np.int64)
     lengths = offsets[1:] - offsets[:-1]
     count = len(lengths)

@@ -24,8 +24,8 @@ from zeroskip.plan.plan import Rejection
 from zeroskip.plan.search import Search, Wrong
 
 FINALISTS, NEAR = 3, 1.5
-"""Of one method, after one quick run of each candidate, go into the interleaved measurement: so many, but only one that
-took more than so many times what the quickest of all took."""
+"""Of one method, after one quick run of each candidate, so many go into the interleaved measurement; of those that
+took more than so many times as long as the quickest of all methods, only the method's quickest."""
 FINAL_SECONDS = 0.6
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 25
 

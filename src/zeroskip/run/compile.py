@@ -216,18 +216,16 @@ def _variant(
 
 def _choose(model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wishes: _Wishes) -> tuple[Plan, list[str]]:
     """The plan whose whole engine is fastest, and warnings."""
-    on_gpu, methods = wishes.device.type == "cuda", wishes.methods
-    device = this_gpu() if on_gpu else this_cpu(wishes.threads)
-    tuning = tune_program(program, methods, device, wishes.progress)
+    device = this_gpu() if wishes.device.type == "cuda" else this_cpu(wishes.threads)
+    tuning = tune_program(program, wishes.methods, device, wishes.progress)
     with turn(device):
-        return _chosen(model, inputs, program, wishes, tuning)
+        return _chosen(model, inputs, wishes, tuning)
 
 
-def _chosen(
-    model: nn.Module, inputs: tuple[Tensor, ...], program: Program, wishes: _Wishes, tuning: Tuning
-) -> tuple[Plan, list[str]]:
+def _chosen(model: nn.Module, inputs: tuple[Tensor, ...], wishes: _Wishes, tuning: Tuning) -> tuple[Plan, list[str]]:
     """Of what ``tuning`` measured."""
-    on_gpu, methods, known = wishes.device.type == "cuda", wishes.methods, dict[str, Bound]()
+    program, on_gpu = tuning.program, tuning.device.kind == "cuda"
+    methods, known = wishes.methods, dict[str, Bound]()
     without = skipping_nothing(tuning, methods)
     if not wishes.skip_zeros:
         tuning = without

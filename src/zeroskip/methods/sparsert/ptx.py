@@ -48,7 +48,9 @@ class Body:
 
     def new(self, kind: Kind) -> str:
         """A register that nothing has been written to: predicate, 16, 32 or 64 bits, or float32."""
-        return self.several(kind, 1)[0]
+        number = self._used[kind]
+        self._used[kind] = number + 1
+        return f"%{kind}{number}"
 
     def several(self, kind: Kind, count: int) -> list[str]:
         """So many new registers."""
@@ -61,10 +63,9 @@ class Body:
 
     def to(self, kind: Kind, instruction: str, operands: str) -> str:
         """``instruction`` into a new register."""
-        number = self._used[kind]
-        self._used[kind] = number + 1
-        self.lines.append(f"\t{instruction} %{kind}{number}, {operands};")
-        return f"%{kind}{number}"
+        target = self.new(kind)
+        self.put(f"{instruction} {target}, {operands}")
+        return target
 
     def label(self, name: str) -> None:
         self.lines.append(f"{name}:")
