@@ -224,7 +224,7 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         text = "How many times longer it takes, tuned anew over the others. Why: the method's README, on instructions."
         section("SparseRT with one of its choices fixed", products.ablation_table(found), text)
     comparisons, facts = suites["networks_cuda"]
-    whole = sorted(networks.networks(comparisons), key=lambda one: one.batch)
+    whole = networks.networks(comparisons)
     title = "Whole networks at 90% zeros"
     if plots.networks(whole, drawing("networks"), title):
         table = networks.networks_table(whole)

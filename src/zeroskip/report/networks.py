@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from zeroskip.core.layer import PRECISION_DTYPES
 from zeroskip.core.record import Record
 from zeroskip.report.products import ratio_cell, time_cell
 from zeroskip.report.tables import Comparison, Table
@@ -53,7 +54,7 @@ class Network:
 
 
 def networks(comparisons: Iterable[Comparison]) -> list[Network]:
-    """Those that were measured whole on a GPU: both engines, and a way of torch's."""
+    """Those that were measured whole on a GPU: both engines, and a way of torch's. By batch, name and column."""
     found = []
     for item in comparisons:
         times = item.times
@@ -66,7 +67,8 @@ def networks(comparisons: Iterable[Comparison]) -> list[Network]:
             vendor = min(vendors, key=lambda name: times[name].median_us)
             medians = times[vendor].median_us, dense.median_us, engine.median_us
             found.append(Network(item, item.records[vendor], *medians))
-    return found
+    columns: list[str] = [*PRECISION_DTYPES]
+    return sorted(found, key=lambda one: (one.batch, one.name, columns.index(one.precision)))
 
 
 def networks_table(found: Iterable[Network]) -> Table:
