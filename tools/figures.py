@@ -254,7 +254,7 @@ def gpus() -> None:
 # -- accuracy -----------------------------------------------------------------------------------------
 def accuracy() -> None:
     """docs/ACCURACY.md, if there are trained networks; their speeds are looked for in all other records."""
-    paths = sorted(RESULTS.rglob("trained*.jsonl"))
+    paths = sorted(RESULTS.rglob("trained-*.jsonl"))
     if not paths:
         return
     files = [read(path) for path in sorted(RESULTS.rglob("*.jsonl")) if path not in paths]
