@@ -1,16 +1,12 @@
 """The zoo has torchvision's shapes and names."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from real_data import real
 from zeroskip.model import zoo
-
-DATA = Path(os.environ.get("ZEROSKIP_DATA", Path(__file__).parents[3] / "shared/data"))
 
 PARAMETERS = {
     "resnet18": 11_689_512,
@@ -117,11 +113,8 @@ def test_dncnn_rejects_a_depth_without_room_for_both_ends() -> None:
 
 
 def test_pruned_squeezenet_weights_load() -> None:
-    path = DATA / "squeezenet1_0_pruned.npz"
-    if not path.exists():
-        pytest.skip(f"no trained weights at {path}; set ZEROSKIP_DATA to their folder")
     model = zoo.squeezenet1_0(classifier_padding=1).eval()
-    with np.load(path) as weights:
+    with np.load(real("squeezenet1_0_pruned.npz")) as weights:
         model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights})
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 64, 64)).isfinite().all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import runpy
 import time
 from dataclasses import replace
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from contract.cases import sparse_weight, stable
+from real_data import real
 from zeroskip.pack.adaptive_panels import (
     FEWEST_HEAVY,
     MOST_NONZEROS,
@@ -239,7 +239,6 @@ def test_the_binomial_expectation_at_its_ends() -> None:
 
 
 # -- statistics of trained layers ---------------------------------------------------------------------------
-DATA = Path(os.environ.get("ZEROSKIP_DATA", Path(__file__).parents[3] / "shared/data"))
 TOOL = Path(__file__).parents[2] / "tools" / "aspt_statistics.py"
 
 
@@ -255,9 +254,7 @@ def test_trained_masks_are_hardly_more_skewed_than_random_ones(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The lines that the method's README quotes."""
-    if not (DATA / "mobilenet_v1_sparse90.npz").is_file():
-        pytest.skip(f"no trained weights in {DATA}; set ZEROSKIP_DATA to their folder")
-    monkeypatch.setenv("ZEROSKIP_DATA", str(DATA))
+    monkeypatch.setenv("ZEROSKIP_DATA", str(real("mobilenet_v1_sparse90.npz").parent))
     assert runpy.run_path(str(TOOL))["main"]() == 0
     text = capsys.readouterr().out
     assert "| 32, 2 | 81%, 96% | 84%, 96% | 57%, 100% | 0.30 | 0.30 | 0.18 | 0.31 |" in text

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import zeroskip
+from real_data import real
 from zeroskip import assets
-from zeroskip.core.env import data_folder
 from zeroskip.run.engine import Engine
 
 PHOTOGRAPHS = 150
@@ -30,7 +28,7 @@ def test_it_loads_and_knows_its_classes(engine: Engine) -> None:
 
 
 def test_it_is_as_sparse_as_it_says(engine: Engine) -> None:
-    weights = [one for name, one in engine.variants[0].program.tensors.items() if one.ndim == 4]
+    weights = [one for one in engine.variants[0].program.tensors.values() if one.ndim == 4]
     inner = [one for one in weights if one.shape[1] > 3]
     assert len(inner) == 19
     zeros = sum(int((one == 0).sum()) for one in inner) / sum(one.numel() for one in inner)
@@ -42,9 +40,5 @@ def test_it_names_photographs(engine: Engine) -> None:
     from tools.train import photos
     from tools.train.export import accuracy
 
-    path = data_folder()
-    path = (path if path.is_absolute() else Path(zeroskip.__file__).parents[2] / path) / "imagenette112_webp80.npz"
-    if not path.exists():
-        pytest.skip(f"no photographs at {path}; set ZEROSKIP_DATA to their folder")
-    test = photos.load(path, torch.device("cpu"), PHOTOGRAPHS).test
+    test = photos.load(real("imagenette112_webp80.npz"), torch.device("cpu"), PHOTOGRAPHS).test
     assert accuracy(engine, test) > LEAST

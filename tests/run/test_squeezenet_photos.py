@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,26 +9,17 @@ from torch import Tensor, nn
 
 import zeroskip
 from contract.cases import OURS
-from zeroskip.core.env import data_folder
+from real_data import real
 from zeroskip.model import zoo
 
 MEAN_BGR = (104.0, 117.0, 123.0)
-
-
-def folder() -> Path:
-    found = data_folder()
-    if not found.is_absolute():
-        found = Path(zeroskip.__file__).parents[2] / found
-    if not (found / "squeezenet1_0_pruned.npz").exists() or not (found / "photos224").is_dir():
-        pytest.skip(f"the pruned SqueezeNet and its photographs are not in {found}; set ZEROSKIP_DATA to their folder")
-    return found
 
 
 def photographs() -> list[Tensor]:
     images = pytest.importorskip("PIL.Image", reason="pillow decodes the photographs; pip install zeroskip[demo]")
     found = []
     for path in sorted(
-        path for path in (folder() / "photos224").iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+        path for path in real("photos224").iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
     ):
         with images.open(path) as image:
             rgb = np.asarray(image.convert("RGB"), np.float32)
@@ -40,7 +29,7 @@ def photographs() -> list[Tensor]:
 
 def network() -> nn.Module:
     model = zoo.squeezenet1_0(classifier_padding=1)
-    with np.load(folder() / "squeezenet1_0_pruned.npz") as weights:
+    with np.load(real("squeezenet1_0_pruned.npz")) as weights:
         model.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights.files})
     return model.eval()
 
