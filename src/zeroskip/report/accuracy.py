@@ -16,12 +16,11 @@ from zeroskip.core.record import Record
 from zeroskip.pruning import Trained, TrainedFile
 from zeroskip.report.products import geometric_mean, ratio
 from zeroskip.report.records import RecordFile
-from zeroskip.report.tables import BASELINES, Comparison, compare
+from zeroskip.report.tables import BASELINES, Comparison, column_rank, compare
 
 Side = Literal["left", "right", "top", "bottom"]
 DENSE, PARENT = "dense", "parent"
 ENGINE = "zeroskip"
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 WEIGHT_BYTES = 4
 """Of dense fp32.  Batch norm is not counted, so that the share of a file is rather too large than too small."""
 _EXPECTED = "expected the trained.jsonl that python -m tools.train writes"
@@ -94,8 +93,7 @@ class Setting:
     @property
     def rank(self) -> tuple[object, ...]:
         """The CPU first, then by machine, one image before many, fp32 before less."""
-        order = PRECISIONS.index(self.precision) if self.precision in PRECISIONS else len(PRECISIONS)
-        return self.device, self.machine, self.threads, self.batch, order, self.image
+        return self.device, self.machine, self.threads, self.batch, column_rank(self.precision), self.image
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from zeroskip.core.layer import PRECISION_DTYPES
 from zeroskip.core.record import Record
 from zeroskip.report.products import ratio_cell, time_cell
-from zeroskip.report.tables import Comparison, Table
+from zeroskip.report.tables import Comparison, Table, column_rank
 
 VENDORS = ("torch", "torch_channels_last", "inductor")
 
@@ -67,8 +66,7 @@ def networks(comparisons: Iterable[Comparison]) -> list[Network]:
             vendor = min(vendors, key=lambda name: times[name].median_us)
             medians = times[vendor].median_us, dense.median_us, engine.median_us
             found.append(Network(item, item.records[vendor], *medians))
-    columns: list[str] = [*PRECISION_DTYPES]
-    return sorted(found, key=lambda one: (one.batch, one.name, columns.index(one.precision)))
+    return sorted(found, key=lambda one: (one.batch, one.name, column_rank(one.precision)))
 
 
 def networks_table(found: Iterable[Network]) -> Table:

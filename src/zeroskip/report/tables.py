@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zeroskip.core.layer import PRECISION_DTYPES
 from zeroskip.core.record import Record, Times
 
 BASELINES = (
@@ -126,6 +127,12 @@ def ordered(methods: Iterable[str]) -> list[str]:
     """Each once, the dense ones first, else in the order met."""
     rank = {method: index for index, method in enumerate(BASELINES)}
     return sorted(dict.fromkeys(methods), key=lambda method: rank.get(method, len(BASELINES)))
+
+
+def column_rank(precision: str) -> int:
+    """Where its column stands: fp32 before less; what is unknown comes last."""
+    columns: list[str] = [*PRECISION_DTYPES]
+    return columns.index(precision) if precision in columns else len(columns)
 
 
 def describe(case: Mapping[str, Any]) -> str:
