@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -89,6 +90,65 @@ def test_a_rotation_goes_through_all_its_sets_in_whole_turns() -> None:
     assert replay.calls == 6
     replay()
     assert [int(counter) for counter in counters] == [2, 2, 2]
+
+
+def reserved() -> int:
+    """Bytes that torch's allocator holds and cannot give back."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
+
+
+MANY = 2**26
+"""Floats, 256 MiB."""
+
+
+def test_variants_share_the_memory_that_they_work_in() -> None:
+    x, y = torch.randn(MANY, device="cuda"), torch.empty((), device="cuda")
+    variants = {str(index): partial(lambda: torch.sum(x + 1, dim=0, out=y)) for index in range(8)}
+    variants["0"]()
+    before = reserved()
+    torch.cuda.reset_peak_memory_stats()
+    graphs.measure(variants, 3)
+    assert torch.cuda.max_memory_reserved() - before <= 2 * 4 * MANY
+    assert reserved() <= before
+
+
+def test_a_capture_that_fails_gives_its_memory_back() -> None:
+    x = torch.randn(MANY, device="cuda")
+    before = reserved()
+
+    def waits() -> float:
+        return float((x + 1).sum())
+
+    def fail() -> None:
+        with pytest.raises(RuntimeError):
+            Replay(waits)
+
+    fail()
+    assert reserved() - before < 2**22
+    assert Replay(lambda: x.add_(1)).calls == 1
+
+
+def test_a_capture_can_have_the_memory_that_was_cached_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(4, device="cuda")
+    total = torch.cuda.get_device_properties(0).total_memory
+
+    def call() -> object:
+        return torch.zeros(MANY, device="cuda"), x.add_(1)
+
+    torch.cuda.set_per_process_memory_fraction((reserved() + 6 * MANY) / total)  # room for one and a half
+    try:
+        call()  # cached from now on
+        monkeypatch.setattr(graphs, "ROOM", 0.0)
+        with pytest.raises(torch.OutOfMemoryError):
+            Replay(call)
+        monkeypatch.setattr(graphs, "ROOM", 1.0)
+        Replay(call)()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert x.unique().tolist() == [2.0]
 
 
 @pytest.mark.parametrize("sets", [1, 3])

@@ -20,6 +20,8 @@ from zeroskip.core.errors import ZeroskipError
 from zeroskip.core.record import Times
 
 Call = Callable[[], object]
+Pool = Any
+"""A pool of torch's allocator: what ``torch.cuda.graph_pool_handle`` returns."""
 
 LONG_ENOUGH_US = 400.0
 """A graph repeats its call until a replay lasts this long: starting a graph costs about 5 us."""
@@ -29,6 +31,8 @@ MOST_CALLS = 256
 WARM_US, IDLE_S = 50_000.0, 0.2
 """The clocks of an idle GPU are low: where nothing was measured for so many seconds, all variants run so long before
 the first sample."""
+ROOM = 0.5
+"""Where less of the GPU's memory is free, what the allocator has cached is given back before a capture."""
 _busy_until = -math.inf
 """When something was last measured, by the host's clock."""
 
@@ -47,16 +51,16 @@ class Rotation:
 
 
 class Replay:
-    """``calls`` calls of one variant as a graph.
+    """``calls`` calls of one variant as a graph, in the memory of ``pool`` (see ``capture``).
 
     Raises:
         ZeroskipError: the call launched nothing that was captured, so that its replays would measure nothing.
     """
 
-    def __init__(self, call: Call, calls: int = 1) -> None:
+    def __init__(self, call: Call, calls: int = 1, pool: Pool | None = None) -> None:
         turns = len(call.calls) if isinstance(call, Rotation) else 1
         self.calls = math.ceil(calls / turns) * turns
-        self._graph, self.kept = capture(lambda: _results(call, self.calls, turns))
+        self._graph, self.kept = capture(lambda: _results(call, self.calls, turns), pool)
 
     def __call__(self) -> None:
         self._graph.replay()
@@ -90,18 +94,25 @@ def _results(call: Call, calls: int, turns: int) -> deque[object]:
     return kept
 
 
-def capture(call: Call) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """The work that ``call`` enqueues, as a graph, and what it returned (which lives in the graph's own memory).
+def capture(call: Call, pool: Pool | None = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """The work that ``call`` enqueues, as a graph, and what it returned.
 
     ``call`` must have run before, so that libraries have searched their algorithms and allocated what they keep.
+
+    Args:
+        pool: the memory that the call allocates, which graphs may share that are replayed one after the other and
+            whose results nobody reads; one of them must be there as long as others come. Default: the graph's own.
 
     Raises:
         ZeroskipError: nothing was captured.
     """
     from cuda.bindings import driver
 
-    graph, pool = torch.cuda.CUDAGraph(keep_graph=True), torch.cuda.graph_pool_handle()
+    graph, pool = torch.cuda.CUDAGraph(keep_graph=True), pool or torch.cuda.graph_pool_handle()
     device = torch.cuda.current_device()
+    free, total = torch.cuda.mem_get_info(device)
+    if free < ROOM * total:  # during a capture the allocator cannot give back what it cached, not even for itself
+        torch.cuda.empty_cache()
     stream = _stream(device)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), warnings.catch_warnings():
@@ -114,6 +125,7 @@ def capture(call: Call) -> tuple[torch.cuda.CUDAGraph, Any]:
                 graph.capture_end()
             except RuntimeError:  # the capture is invalid, and torch's allocator still believes in it
                 torch._C._cuda_endAllocateToPool(device, pool)
+                torch._C._cuda_releasePool(device, pool)  # as the graph would, had it become one
             raise
         graph.capture_end()
     error, _, count = driver.cuGraphGetNodes(graph.raw_cuda_graph(), 0)
@@ -136,7 +148,8 @@ def measure(variants: Mapping[str, Call], rounds: int) -> dict[str, Times]:
     """Replay every variant once a round; each after an untimed replay of its own, and so with warm caches, unless it is
     a ``Rotation`` through more memory than they hold."""
     global _busy_until
-    replays = {name: Replay(call, _calls(call)) for name, call in variants.items()}
+    pool = torch.cuda.graph_pool_handle()
+    replays = {name: _long_enough(call, LONG_ENOUGH_US, pool) for name, call in variants.items()}
     waiting: dict[str, list[Callable[[], float]]] = {name: [] for name in variants}
     for replay in replays.values():
         replay()
@@ -156,13 +169,14 @@ def measure(variants: Mapping[str, Call], rounds: int) -> dict[str, Times]:
 
 def once(call: Call) -> float:
     """Seconds of one call, the best of three replays."""
-    replay = Replay(call, _calls(call, QUICK_US))
+    replay = _long_enough(call, QUICK_US, torch.cuda.graph_pool_handle())
     replay()
     return min(read() for read in [replay.time_us() for _ in range(3)]) / 1e6
 
 
-def _calls(call: Call, long_enough_us: float = LONG_ENOUGH_US) -> int:
-    """How many calls make a graph long enough to time."""
-    single = Replay(call)
+def _long_enough(call: Call, us: float, pool: Pool) -> Replay:
+    """So many calls that a replay lasts ``us``."""
+    single = Replay(call, pool=pool)
     single()
-    return min(MOST_CALLS, math.ceil(long_enough_us / max(single.time_us()(), 1.0)))
+    calls = min(MOST_CALLS, math.ceil(us / max(single.time_us()(), 1.0)))
+    return single if calls <= single.calls else Replay(call, calls, pool)
