@@ -126,7 +126,7 @@ def test_dense_is_the_dense_row_and_not_the_parent() -> None:
 
 
 def test_without_a_dense_row_nothing_is_said_about_it() -> None:
-    timed = file(speeds("unstructured-90", {"torch": 4000.0, "zeroskip": 500.0}))
+    timed = file(speeds("unstructured-90", {"zeroskip": 500.0}))
     rows = treatments([trained("parent", 0.99), *NINETY], timed)
     shown = cells(rows, "unstructured-90")
     assert shown["points below dense"] == shown["of dense"] == ""
@@ -134,6 +134,35 @@ def test_without_a_dense_row_nothing_is_said_about_it() -> None:
     assert shown["speed-up, CPU fp32, 1 thread, batch 1 @112x112"] == ""
     assert times_table(rows).rows[0][3:] == ("", "0.500 zeroskip", "")
     assert paretos(rows) == []
+
+
+def test_a_dense_row_that_was_not_timed_takes_as_long_as_rows_with_masks_run_dense() -> None:
+    filters = trained("filters-half", 0.96, share=0.5)
+    timed = file(
+        speeds("unstructured-90", {"torch": 4000.0, "zeroskip_dense": 2100.0, "zeroskip": 500.0}),
+        speeds("2of4", {"onnxruntime": 2000.0, "zeroskip_dense": 1900.0, "zeroskip": 2200.0}),
+        speeds("filters-half", {"onnxruntime": 1000.0, "zeroskip_dense": 1500.0}),
+    )
+    rows = treatments([*THREE, *NINETY, trained("2of4", 0.97), filters], timed)
+    found = {row[1]: row[3:] for row in times_table(rows).rows}
+    dense = "1.900 zeroskip_dense"
+    assert found == {
+        "unstructured-90": (dense, "0.500 zeroskip", "3.80x"),
+        "2of4": (dense, "2.200 zeroskip", "0.86x"),
+        "filters-half": (dense, "1.000 onnxruntime", "1.90x"),
+    }
+
+
+def test_processors_of_one_name_and_different_instructions_do_not_mix() -> None:
+    newer = [replace(record, environment="f") for record in speeds("unstructured-90", {"zeroskip": 400.0})]
+    both = file(speeds("dense", {"torch": 2000.0}), speeds("unstructured-90", {"zeroskip": 500.0}), newer)
+    cpu = FACTS | {"kind": "cpu", "torch_cpu": "AVX2"}
+    both = replace(both, environments={"e": cpu, "f": cpu | {"torch_cpu": "AVX512"}})
+    found = by_name(treatments([*THREE, *NINETY], both))["unstructured-90"]
+    assert {setting.machine: speed.speedup for setting, speed in found.speeds.items()} == {
+        "a machine, AVX2": pytest.approx(4.0),
+        "a machine, AVX512": None,
+    }
 
 
 # -- speed --------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Dense is the row "dense", which was trained as long as the pruned ones, and not 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,8 @@ from zeroskip.report.tables import BASELINES, Comparison, column_rank, compare
 Side = Literal["left", "right", "top", "bottom"]
 DENSE, PARENT = "dense", "parent"
 ENGINE = "zeroskip"
+SKIP_NOTHING = frozenset({*BASELINES, "zeroskip_dense"})
+"""Methods to which zeros are numbers like others."""
 WEIGHT_BYTES = 4
 """Of dense fp32.  Batch norm is not counted, so that the share of a file is rather too large than too small."""
 _EXPECTED = "expected the trained.jsonl that python -m tools.train writes"
@@ -103,7 +105,8 @@ class Speed:
     ours: tuple[Record, ...]
     """The fastest of each measured seed: among methods that skip zeros where there are masks, else among all."""
     dense: Record | None
-    """The fastest way to run the network's dense row."""
+    """The fastest way to run the network's dense row; where that was not timed, of what skips no zeros the fastest on
+    its rows with masks, whose layers have the same shapes."""
     packed_bytes: float | None
     """Of the weights in memory, as our engine holds them."""
 
@@ -150,8 +153,7 @@ class Treatment:
     @property
     def masked(self) -> bool:
         """Whether it has zeros to skip; without filters a network is only smaller."""
-        pruning = self.seeds[0].pruning
-        return pruning.pattern != "filters" and pruning.final_sparsity > 0
+        return _masked(self.seeds[0])
 
     @property
     def accuracy(self) -> float:
@@ -207,10 +209,11 @@ def treatments(trained: Iterable[Trained], file: RecordFile | None = None) -> li
     found = []
     for (network, _), group in groups.items():
         bare = Treatment(tuple(group), tuple(groups.get((network, DENSE), ())))
+        masked = [row.key for other in groups.values() for row in other if row.network == network and _masked(row)]
         speeds = {
             setting: speed
             for setting, cases in sorted(timed.items(), key=lambda item: item[0].rank)
-            if (speed := _speed(bare, cases))
+            if (speed := _speed(bare, cases, masked))
         }
         found.append(Treatment(bare.seeds, bare.dense, speeds))
     networks = list(dict.fromkeys(one.network for one in found))
@@ -224,7 +227,8 @@ def treatments(trained: Iterable[Trained], file: RecordFile | None = None) -> li
     return sorted(found, key=place)
 
 
-_Timed = dict[tuple[str, str, int], Comparison]
+Key = tuple[str, str, int]
+_Timed = dict[Key, Comparison]
 
 
 def _timed(trained: Sequence[Trained], file: RecordFile | None) -> dict[Setting, _Timed]:
@@ -235,24 +239,35 @@ def _timed(trained: Sequence[Trained], file: RecordFile | None) -> dict[Setting,
         kind, _, name = str(item.case.get("mask", "")).partition(":")
         key = keys.get(Path(name.partition(":")[0]).stem)
         if file and item.case.get("kind") == "model" and kind == "trained" and key and item.times:
-            machine = str(file.environments[item.environment].get("device", ""))
-            found.setdefault(Setting.of(item.case, machine), {})[key] = item
+            found.setdefault(Setting.of(item.case, _machine(file.environments[item.environment])), {})[key] = item
     return found
 
 
-def _speed(one: Treatment, timed: _Timed) -> Speed | None:
+def _machine(facts: Mapping[str, Any]) -> str:
+    """A CPU with its instructions: one name is given to several generations."""
+    parts = [facts.get("device"), facts.get("torch_cpu") if facts.get("kind") == "cpu" else None]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _speed(one: Treatment, timed: _Timed, masked: Collection[Key]) -> Speed | None:
     items = [timed[row.key] for row in one.seeds if row.key in timed]
-    ours = [_fastest([item], lambda method: not (one.masked and method in BASELINES)) for item in items]
+    ours = [_fastest([item], lambda method: not (one.masked and method in SKIP_NOTHING)) for item in items]
     if not (known := tuple([record for record in ours if record is not None])):
         return None
     # A dense network has no zeros to skip, so everything that runs it is dense.
-    dense = _fastest([timed[row.key] for row in one.dense if row.key in timed], lambda method: True)
+    dense = _fastest([timed[row.key] for row in one.dense if row.key in timed], lambda method: True) or _fastest(
+        [timed[key] for key in masked if key in timed], SKIP_NOTHING.__contains__
+    )
     packed = [
         item.records[ENGINE].setup["packed_bytes"]
         for item in items
         if ENGINE in item.times and "packed_bytes" in item.records[ENGINE].setup
     ]
     return Speed(known, dense, sum(packed) / len(packed) if packed else None)
+
+
+def _masked(one: Trained) -> bool:
+    return one.pruning.pattern != "filters" and one.pruning.final_sparsity > 0
 
 
 def _fastest(items: Iterable[Comparison], wanted: Callable[[str], bool]) -> Record | None:

@@ -24,8 +24,9 @@ ROWS = (
     "measured is left empty."
 )
 SPEEDS = (
-    "Over the fastest way to run the dense row on the same machine in the same precision. Where there are zeros "
-    "our engine counts; where filters were removed the network itself is smaller, and whatever runs it fastest counts."
+    "Over the fastest way to run the dense row on the same machine in the same precision (where that was not timed: to "
+    "run a row with masks with dense kernels, which take as long). Where there are zeros our engine counts; where "
+    "filters were removed the network itself is smaller, and whatever runs it fastest counts."
 )
 
 
