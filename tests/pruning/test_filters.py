@@ -53,7 +53,8 @@ def test_networks_of_the_zoo_halve(name: str) -> None:
     widths = {key: module.out_channels for key, module in net.named_modules() if isinstance(module, nn.Conv2d)}
     record = prune(net, 0.5, pattern="filters", example=torch.randn(1, 3, 64, 64))
     got = {key: module.out_channels for key, module in net.named_modules() if isinstance(module, nn.Conv2d)}
-    assert got == {key: width // 2 for key, width in widths.items()}
+    # 24 and 144 filters are three times 8: of the former two thirds stay.
+    assert got == {key: {24: 16}.get(width, width // 2) for key, width in widths.items()}
     assert net.training
     assert all(parameter.requires_grad == (parameter.dim() > 1) for parameter in net.parameters())
     assert net(torch.randn(2, 3, 64, 64)).shape == (2, 10)
@@ -102,7 +103,8 @@ def test_a_network_that_does_not_run_is_refused() -> None:
 
 @needs_library
 @pytest.mark.parametrize(
-    ("filters", "sparsity", "kept"), [(8, 0.9, 1), (10, 0.9, 1), (20, 0.9, 2), (7, 0.5, 3), (1, 0.9, 1)]
+    ("filters", "sparsity", "kept"),
+    [(8, 0.9, 1), (10, 0.9, 1), (20, 0.9, 2), (7, 0.5, 3), (1, 0.9, 1), (24, 0.293, 16), (30, 0.3, 24), (9, 0.01, 8)],
 )
 def test_a_layer_keeps_its_share_and_at_least_one_filter(filters: int, sparsity: float, kept: int) -> None:
     net = convs(3, filters, 4)

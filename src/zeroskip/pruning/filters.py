@@ -16,12 +16,16 @@ from .dependencies import checked_example, dependency_graph, torch_pruning, trac
 from .layers import Layer, choose_layers
 from .record import LayerRecord, PruneRecord
 
+TOGETHER = 8
+"""Channels that matrix and vector units take at once."""
+
 
 def remove_filters(model: nn.Module, example: Tensor | None, config: PruneConfig) -> PruneRecord:
     """Remove `config.sparsity` of the filters of `model`'s layers, in place: its tensors get smaller.
 
-    The filters with the smallest L2 norm go, of each layer or, with scope "global", by one threshold for all. A
-    layer of n filters keeps (1 - sparsity) * n of them, rounded down, but one at least.
+    The filters with the smallest L2 norm go, of each layer or, with scope "global", by one threshold for all. With
+    scope "layer" a layer of n filters keeps (1 - sparsity) * n of them: more than 8 to the nearest multiple of 8, since
+    tensor cores and vector units do not gain from what lies between; fewer rounded down, but one at least.
     Where sums tie the filters of several layers together, their norms are averaged and they go together, unless one
     of the layers is to be left alone. Which layers are tied, and what reads a channel that goes, is torch-pruning's
     knowledge. A layer that keeps its filters may still lose input channels, as the output layer does.
@@ -111,7 +115,7 @@ def _remove(model: nn.Module, example: Tensor, config: PruneConfig, layers: list
 
 
 def _ratios(config: PruneConfig, model: nn.Module, layers: list[Layer]) -> dict[nn.Module, float]:
-    """The fraction of each layer's filters that goes, so that one is left.
+    """The fraction of each layer's filters that goes.
 
     The library keeps int(n * (1 - ratio)) of n; half a filter more than is meant makes that immune to rounding.
     """
@@ -119,10 +123,15 @@ def _ratios(config: PruneConfig, model: nn.Module, layers: list[Layer]) -> dict[
     ratios = {}
     for layer in layers:
         filters = layer.weight.shape[0]
-        kept = max(1, int(filters * (1 - config.sparsity) + 1e-6))
         if layer.reason is None:
-            ratios[model.get_submodule(layer.name)] = 1 - (kept + 0.5) / filters
+            ratios[model.get_submodule(layer.name)] = max(0.0, 1 - (kept(filters, config.sparsity) + 0.5) / filters)
     return ratios
+
+
+def kept(filters: int, sparsity: float) -> int:
+    """How many of a layer's filters stay."""
+    left = max(1, int(filters * (1 - sparsity) + 1e-6))
+    return left if left <= TOGETHER else min(filters, TOGETHER * round(left / TOGETHER))
 
 
 def _check_group(model: nn.Module, graph: Any, check: Callable[[Any], bool], group: Any) -> bool:
