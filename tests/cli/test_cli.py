@@ -194,6 +194,22 @@ def test_run_names_the_likeliest_classes(tmp_path: Path) -> None:
     assert "likeliest" not in json.loads(call("run", tmp_path / "m.zsk", "--repeat", 1, "--json")[0])
 
 
+def test_compile_takes_the_names_of_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shallow = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    monkeypatch.setitem(BUILDERS, "shallow", lambda: shallow)
+    names, engine = tmp_path / "names.txt", tmp_path / "m.zsk"
+    arguments = ("compile", "shallow", "--shape", "1,3,8,8", "--labels", names, "--threads", 1, "--out", engine)
+    assert "names.txt" in call(*arguments, code=1)[1]
+    names.write_bytes(b"b\xe9b\xe9\n")
+    assert "expected the name of a class a line" in call(*arguments, code=1)[1]
+    names.write_text("hay\nneedle\npin\n")
+    assert "got 3 labels for an output of 2 classes" in call(*arguments, code=1)[1]
+    assert not engine.exists()
+    names.write_text("hay\nneedle, pin\n", encoding="utf-8")
+    call(*arguments)
+    assert zeroskip.load(engine).labels == ("hay", "needle, pin")
+
+
 def write_inputs(image: Path, array: Path) -> None:
     import numpy
     from PIL import Image

@@ -20,6 +20,9 @@ def compile_model(
     dtype: Dtype = "float32",
     precision: Precision = None,
     threads: Threads = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Names of the classes, one a line, for zeroskip run to tell.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Write the plan here too, as JSON.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write a report here, as HTML.")] = None,
     as_json: Json = False,
@@ -33,10 +36,11 @@ def compile_model(
     import zeroskip
     from zeroskip.cli.models import build, place
 
+    names = None if labels is None else lines(labels)
     network, example = build(model, weights), torch.rand(sizes(shape))
     network, example = network.to(place(device), getattr(torch, dtype)), example.to(device, getattr(torch, dtype))
     with progress(f"compiling {model}") as bar:
-        engine = zeroskip.compile(network, example, precision=precision, threads=threads, progress=bar)
+        engine = zeroskip.compile(network, example, precision=precision, threads=threads, labels=names, progress=bar)
     engine.save(to)
     if plan is not None:
         plan.write_text(engine.plan.to_json())
@@ -49,6 +53,21 @@ def compile_model(
     else:
         out_plan(engine.plan)
         out(f"written to {', '.join(str(path) for path in (to, plan, page) if path)}")
+
+
+def lines(path: Path) -> list[str]:
+    """Of a text file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--labels: got bytes in {path} that are no text, expected the name of a class a line"
+        ) from error
 
 
 def sizes(text: str) -> tuple[int, ...]:
