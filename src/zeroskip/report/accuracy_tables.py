@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from zeroskip.report.accuracy import Setting, Speed, Treatment, settings
@@ -35,7 +35,7 @@ def accuracy_table(rows: Sequence[Treatment]) -> Table:
     known = settings(rows)
     # A column for the CPU and for the GPU, measured or not.
     columns: list[tuple[str, Setting | None]] = []
-    memory: list[tuple[str, Setting | None]] = []
+    memory: list[tuple[str, list[Setting]]] = []
     for device, name in (("cpu", "CPU"), ("cuda", "GPU")):
         here = [setting for setting in known if setting.device == device]
         # What the table of times says too is left out of the heads.
@@ -44,7 +44,9 @@ def accuracy_table(rows: Sequence[Treatment]) -> Table:
         columns += [(f"speed-up, {head}", setting) for head, setting in zip(heads, here, strict=True)] or [
             (f"speed-up, {name}", None)
         ]
-        memory.append((f"MB in memory, {heads[0] if heads else name}", here[0] if here else None))
+        # Hardly a matter of the machine: the first one that ran the row.
+        first = [setting for setting in here if setting.short == here[0].short]
+        memory.append((f"MB in memory, {name} {first[0].short}" if first else f"MB in memory, {name}", first))
     cells = [
         (
             NAMES.get(one.network, one.network),
@@ -55,7 +57,10 @@ def accuracy_table(rows: Sequence[Treatment]) -> Table:
             points_cell(one.below),
             megabytes(one.file_bytes),
             f"{one.file_share:.1%}",
-            *(megabytes(one.speeds[place].packed_bytes) if place in one.speeds else "" for _, place in memory),
+            *(
+                megabytes(_first(one.speeds[place].packed_bytes for place in places if place in one.speeds))
+                for _, places in memory
+            ),
             f"{one.nonzeros:,.0f}",
             f"{one.density:.1%}",
             f"{one.macs / 1e6:,.1f}",
@@ -81,6 +86,10 @@ def accuracy_table(rows: Sequence[Treatment]) -> Table:
         *(name for name, _ in columns),
     )
     return Table(head, tuple(cells), frozenset(range(2, len(head))))
+
+
+def _first(values: Iterable[float | None]) -> float | None:
+    return next((value for value in values if value is not None), None)
 
 
 def times_table(rows: Sequence[Treatment]) -> Table:
