@@ -1,4 +1,4 @@
-"""Run one compiled function on several threads.
+"""How many threads work: one compiled function on several, and torch's own.
 
 The kernels take work by atomic tickets, so every thread calls the same function with the same argument.  torch has
 already loaded an OpenMP runtime and keeps its threads warm; using that pool avoids a second one that would compete
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,17 @@ _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 Launch = Callable[[int, int, int], None]
 """``launch(function address, argument address, threads)``: returns when every thread has returned."""
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within, torch's operators run on ``count`` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def entry(address: int) -> Callable[[int], None]:

@@ -13,6 +13,7 @@ import torch
 from zeroskip.core import precision
 from zeroskip.core.device import Device, cpu, cuda
 from zeroskip.core.layer import PRECISION_DTYPES, Precision
+from zeroskip.cpu.threads import torch_threads
 from zeroskip.measure import graphs
 from zeroskip.measure.turns import turn
 
@@ -35,17 +36,14 @@ def _fastest(call: Callable[[], object], tries: int) -> float:
 @functools.cache
 def _cpu_peaks(threads: int) -> tuple[float, float]:
     """TFLOP/s of a float32 matrix product and GB/s of a copy (read plus written), with ``threads`` threads."""
-    before, side = torch.get_num_threads(), SIDE["cpu"]
-    torch.set_num_threads(threads)
-    try:
+    side = SIDE["cpu"]
+    with torch_threads(threads):
         a, b = torch.randn(side, side), torch.randn(side, side)
         product = torch.empty(side, side)
         matmul = _fastest(lambda: torch.mm(a, b, out=product), 7)
         source = torch.randn(COPY_FLOATS["cpu"])
         target = torch.empty_like(source)
         copy = _fastest(lambda: target.copy_(source), 5)
-    finally:
-        torch.set_num_threads(before)
     return 2 * side**3 / matmul / 1e12, 2 * 4 * COPY_FLOATS["cpu"] / copy / 1e9
 
 

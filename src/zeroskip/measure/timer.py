@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from zeroskip.core.device import Device
 from zeroskip.core.record import Times
+from zeroskip.cpu.threads import torch_threads
 from zeroskip.measure import graphs
 
 Variants = Mapping[str, Callable[[], object]]
@@ -37,12 +38,17 @@ Timer = Callable[[Variants, int, Device], Measurement]
 def measure(variants: Variants, rounds: int, device: Device) -> Measurement:
     """Time every variant once a round, ``rounds`` rounds, after a warm-up of each.
 
-    On a CPU with one thread the clock is the process's CPU time, which a busy neighbour disturbs less; with more it is
-    the wall clock.  On a GPU see ``measure.graphs``.
+    On a CPU torch's operators run on the device's threads, too. With one thread the clock is the process's CPU time,
+    which a busy neighbour disturbs less; with more it is the wall clock.  On a GPU see ``measure.graphs``.
     """
     if device.kind == "cuda":
         return Measurement(graphs.measure(variants, rounds), False)
-    threads = device.threads
+    with torch_threads(device.threads):
+        return _measure(variants, rounds, device.threads)
+
+
+def _measure(variants: Variants, rounds: int, threads: int) -> Measurement:
+    """On a CPU."""
     clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
     seconds = {name: _seconds(call) for name, call in variants.items()}
     repeats = {name: max(1, int(LONG_ENOUGH_S / one)) for name, one in seconds.items()}
@@ -72,10 +78,11 @@ def once(call: Callable[[], object], device: Device) -> float:
         return graphs.once(call)
     clock = time.process_time if device.threads == 1 else time.perf_counter
     best = float("inf")
-    for _ in range(2):
-        start = clock()
-        call()
-        best = min(best, clock() - start)
+    with torch_threads(device.threads):
+        for _ in range(2):
+            start = clock()
+            call()
+            best = min(best, clock() - start)
     return best
 
 

@@ -16,6 +16,7 @@ from zeroskip.core.device import Device
 from zeroskip.core.env import environment
 from zeroskip.core.errors import ZeroskipError
 from zeroskip.core.record import Record
+from zeroskip.cpu.threads import torch_threads
 from zeroskip.measure.peaks import this_cpu, this_gpu
 from zeroskip.plan.planner import Progress, silent
 from zeroskip.report.layers import bench_layer, first_line, status_of
@@ -70,16 +71,12 @@ def run_suite(
         begun = time.perf_counter()
         if budget_seconds is not None and begun - started + longest > budget_seconds:
             break
-        before = torch.get_num_threads()
-        torch.set_num_threads(case.threads if case.device == "cpu" else before)
-        try:
+        with torch_threads(case.threads if case.device == "cpu" else torch.get_num_threads()):
             device = this_cpu(case.threads) if case.device == "cpu" else this_gpu()
             writer.environment(facts | _peaks(device))
             for record in _measured(case, device):
                 writer.record(replace(record, suite=suite.name, environment=facts["id"]))
             _check_alive(case)
-        finally:
-            torch.set_num_threads(before)
         longest, done = max(longest, time.perf_counter() - begun), done + 1
     progress(len(suite.cases), len(suite.cases), "")
     return done

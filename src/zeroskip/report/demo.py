@@ -15,6 +15,7 @@ from zeroskip.assets import dense_denoiser, sparse_denoiser
 from zeroskip.core.device import cpu
 from zeroskip.core.errors import Unsupported, ZeroskipError
 from zeroskip.core.oracle import TOLERANCE
+from zeroskip.cpu.threads import torch_threads
 from zeroskip.measure.timer import Measurement, measure, once
 from zeroskip.plan.plan import Plan
 from zeroskip.plan.planner import Progress, silent
@@ -106,14 +107,9 @@ def run_demo(out_dir: Path, threads: int | None = None, progress: Progress = sil
         ZeroskipError: the engine and torch disagree.
     """
     _check_extras()
-    before = torch.get_num_threads()
-    threads = threads or before
-    torch.set_num_threads(threads)
-    try:
-        with torch.no_grad():
-            return _run(Path(out_dir), threads, progress)
-    finally:
-        torch.set_num_threads(before)
+    threads = threads or torch.get_num_threads()
+    with torch_threads(threads), torch.no_grad():
+        return _run(Path(out_dir), threads, progress)
 
 
 def _check_extras() -> None:

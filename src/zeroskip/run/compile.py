@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zeroskip.core.graph import CONV, LINEAR
 from zeroskip.core.method import AnyMethod
 from zeroskip.core.precision import held, of_torch
+from zeroskip.cpu.threads import torch_threads
 from zeroskip.measure.bound import Bound
 from zeroskip.measure.peaks import this_cpu, this_gpu
 from zeroskip.measure.turns import turn
@@ -209,7 +210,7 @@ def _variant(
     if on_gpu:
         plan, warned = _in_capture_thread(model, inputs, program, wishes)
     else:
-        with _threads(wishes.threads):
+        with torch_threads(wishes.threads):
             plan, warned = _choose(model, inputs, program, wishes)
     return Variant(program, replace(plan, tune_seconds=time.perf_counter() - started)), warned
 
@@ -263,13 +264,3 @@ def _in_capture_thread(
     except KeyboardInterrupt:
         stopped = True
         raise
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
