@@ -63,7 +63,8 @@ def cpu() -> None:
     records = newest(file)
     facts = file.environments[records[-1].environment]
     lines = [
-        f"{facts['device']}, {facts['threads']} thread, fp32, torch {facts['libraries']['torch']}, ONNX Runtime "
+        f"{facts['device']}, {facts['torch_cpu']}, {facts['threads']} thread, fp32, "
+        f"torch {facts['libraries']['torch']}, ONNX Runtime "
         f"{facts['libraries'].get('onnxruntime', '-')}; records in "
         f"[`{path.relative_to(ROOT)}`]({path.relative_to(ROOT)}).",
         "",

@@ -170,6 +170,18 @@ def test_dense_plans_use_dense_libraries_only_and_differ(program: Program) -> No
     assert all(a.steps != b.steps for index, a in enumerate(plans) for b in plans[:index])
 
 
+@pytest.mark.parametrize(("zeros", "methods_of_dense"), [(0, {"fake"}), (1, {"fake"}), (40, {"dense"})])
+def test_a_layer_with_hardly_any_zeros_has_none_to_skip(zeros: int, methods_of_dense: set[str]) -> None:
+    net = nn.Sequential(nn.Conv2d(8, 16, 1), nn.Flatten())
+    with torch.no_grad():
+        net.get_parameter("0.weight").view(-1)[:zeros] = 0
+    tuning = tune_program(
+        program_of(net, torch.randn(1, 8, 4, 4)), METHODS, cpu(1), timer=clock({"dense": 10.0, "fake": 4.0})
+    )
+    plans = dense_plans(tuning, METHODS)
+    assert {step.method for step in plans[0].steps} == methods_of_dense
+
+
 # -- validation ----------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def plan(program: Program) -> Plan:

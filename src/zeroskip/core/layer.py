@@ -109,6 +109,9 @@ class ConvShape:
         return f"{text} @{self.h}x{self.w} n{self.n}"
 
 
+NEARLY_ALL = 0.99
+
+
 @dataclass(frozen=True)
 class Sparsity:
     """What the zeros of a weight look like: a fact found in the tensor, not an intention."""
@@ -118,6 +121,12 @@ class Sparsity:
     pattern: Pattern
     row_nnz_cv: float
     """Coefficient of variation of the nonzeros per output channel."""
+
+    @property
+    def skippable(self) -> bool:
+        """Whether there are so many zeros that skipping them could be noticed: rounding leaves single ones in networks
+        that nobody pruned."""
+        return self.density < NEARLY_ALL
 
     @staticmethod
     def of(weight: Tensor) -> Sparsity:

@@ -115,7 +115,7 @@ def skipping_nothing(tuning: Tuning, methods: Mapping[str, AnyMethod]) -> Tuning
     dense = {name for name, method in methods.items() if method.exploits == "nothing"}
 
     def skips_nothing(option: Option) -> bool:
-        return option.method in dense or all(layer.weights.density == 1 for layer in option.segment.layers)
+        return option.method in dense or not any(layer.weights.skippable for layer in option.segment.layers)
 
     options = {name: tuple(filter(skips_nothing, found)) for name, found in tuning.options.items()}
     return replace(tuning, options=options)

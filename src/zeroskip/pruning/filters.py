@@ -124,11 +124,11 @@ def _ratios(config: PruneConfig, model: nn.Module, layers: list[Layer]) -> dict[
     for layer in layers:
         filters = layer.weight.shape[0]
         if layer.reason is None:
-            ratios[model.get_submodule(layer.name)] = max(0.0, 1 - (kept(filters, config.sparsity) + 0.5) / filters)
+            ratios[model.get_submodule(layer.name)] = max(0.0, 1 - (_kept(filters, config.sparsity) + 0.5) / filters)
     return ratios
 
 
-def kept(filters: int, sparsity: float) -> int:
+def _kept(filters: int, sparsity: float) -> int:
     """How many of a layer's filters stay."""
     left = max(1, int(filters * (1 - sparsity) + 1e-6))
     return left if left <= TOGETHER else min(filters, TOGETHER * round(left / TOGETHER))

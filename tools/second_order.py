@@ -1,0 +1,164 @@
+"""Does a second-order score choose better weights than magnitude?  Measured, on Fashion-MNIST.
+
+    python tools/second_order.py --data DIR --out benchmarks/results/second_order.json
+
+Run it in the repository's folder, with `src` in PYTHONPATH; half an hour of two CPU cores (data and network: see
+`examples/fashion_mnist.py`). All scores prune along the same schedule from the same parent, with one threshold for all
+layers, in training of the same length on the same photographs. They live here and not in the library, which would keep
+one that wins.
+
+Scores of a weight w with gradients g, the lowest going first:
+
+- `magnitude`: |w|.
+- `fisher`: w^2 E[g^2], the growth of the loss by a diagonal empirical Fisher matrix. Theis et al. 2018 (arXiv
+  1801.05787).
+- `block`: w^2 / [F^-1], F being the empirical Fisher matrix of `BLOCK` neighbouring weights, damped. Singh & Alistarh
+  2020, "WoodFisher" (arXiv 2004.14340), without its change of the other weights, which training does here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import statistics
+import sys
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zeroskip.core.device import cpu
+from zeroskip.core.env import environment
+from zeroskip.pruning import GradualPruner
+from zeroskip.pruning.masks import select
+
+SCORES = ("magnitude", "fisher", "block")
+SPARSITIES = (0.95, 0.98)
+SEEDS = tuple(range(6))
+GRADIENTS, BLOCK = 64, 64
+"""How many of the last steps' gradients estimate a Fisher matrix, and of how many weights."""
+DAMPING = 1e-2
+"""Of a Fisher matrix, as a share of its mean diagonal."""
+
+
+class Scored(GradualPruner):
+    """Chooses by a score that may need the gradients of the last steps, which it sees as they come."""
+
+    def __init__(self, score: str, model: nn.Module, sparsity: float, **schedule: int) -> None:
+        self._score = score
+        self._seen: dict[str, deque[Tensor]] = {}
+        super().__init__(model, sparsity, scope="global", **schedule)  # type: ignore[arg-type]
+        for name, layer in self._pruned.items():
+            layer.weight.register_post_accumulate_grad_hook(partial(self._see, name))
+
+    @torch.no_grad()
+    def _see(self, name: str, weight: Tensor) -> None:
+        assert weight.grad is not None
+        self._seen.setdefault(name, deque(maxlen=GRADIENTS)).append(weight.grad.flatten().clone())
+
+    @torch.no_grad()
+    def _select(self, sparsity: float) -> dict[str, Tensor]:
+        scores = []
+        for name, layer in self._pruned.items():
+            score = self._scored(name, layer.weight.flatten()).view(layer.weight.shape)
+            scores.append(score.masked_fill(~self._masks[name], -torch.inf))
+        masks = select(list(self._pruned), scores, self.config.pattern, sparsity, self.config.scope)
+        return {name: mask & self._masks[name] for name, mask in zip(self._pruned, masks, strict=True)}
+
+    def _scored(self, name: str, weight: Tensor) -> Tensor:
+        if self._score == "magnitude" or name not in self._seen:  # the latter: a trial before training
+            return weight.abs()
+        gradients = torch.stack(tuple(self._seen[name]))
+        if self._score == "fisher":
+            return weight.square() * gradients.square().mean(0)
+        blocks = nn.functional.pad(gradients, (0, -len(weight) % BLOCK)).view(len(gradients), -1, BLOCK)
+        fisher = torch.einsum("gbi,gbj->bij", blocks, blocks) / len(gradients)
+        diagonal = fisher.diagonal(dim1=1, dim2=2)
+        fisher += torch.eye(BLOCK) * (DAMPING * diagonal.mean().clamp(min=1e-12))
+        inverse = torch.linalg.inv(fisher.double()).diagonal(dim1=1, dim2=2).flatten()[: len(weight)]
+        return (weight.square() / inverse.clamp(min=1e-30)).float()
+
+
+def fashion_mnist() -> ModuleType:
+    """The example, whose data, network and training these are."""
+    path = Path(__file__).parents[1] / "examples" / "fashion_mnist.py"
+    spec = importlib.util.spec_from_file_location("fashion_mnist", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def one_seed(folder: Path, seed: int, epochs: int, photos: int | None) -> list[dict[str, Any]]:
+    """Test accuracy of the dense opponent and of each score at each sparsity."""
+    torch.set_num_threads(1)
+    example = fashion_mnist()
+    images, labels = (part[:photos] for part in example.load(folder, "train"))
+    test, expected = (part[:photos] for part in example.load(folder, "t10k"))
+
+    def trained(parent: nn.Module | None, score: str = "magnitude", sparsity: float = 0.0) -> tuple[nn.Module, float]:
+        torch.manual_seed(seed)
+        model = example.network() if parent is None else copy.deepcopy(parent)
+        example.GradualPruner = partial(Scored, score)  # type: ignore[attr-defined]
+        example.train(model, images, labels, epochs, sparsity)
+        right = example.predictions(model, test, min(500, len(test))) == expected
+        return model, float(right.float().mean())
+
+    parent, first = trained(None)
+    found: list[dict[str, Any]] = [{"seed": seed, "score": "parent", "sparsity": 0.0, "accuracy": first}]
+    found.append({"seed": seed, "score": "dense", "sparsity": 0.0, "accuracy": trained(parent)[1]})
+    for sparsity in SPARSITIES:
+        for score in SCORES:
+            accuracy = trained(parent, score, sparsity)[1]
+            found.append({"seed": seed, "score": score, "sparsity": sparsity, "accuracy": accuracy})
+            print(f"seed {seed}, {sparsity:.0%}, {score}: {accuracy:.2%}", file=sys.stderr, flush=True)
+    return found
+
+
+def summary(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Means over the seeds, and by how many points each seed is better than magnitude."""
+
+    def of(score: str, sparsity: float) -> list[float]:
+        return [100 * one["accuracy"] for one in found if (one["score"], one["sparsity"]) == (score, sparsity)]
+
+    lines = [f"dense {statistics.mean(of('dense', 0.0)):.2f}"]
+    for sparsity in SPARSITIES:
+        for score in SCORES:
+            gains = [a - b for a, b in zip(of(score, sparsity), of("magnitude", sparsity), strict=True)]
+            each = ", ".join(f"{gain:+.2f}" for gain in gains)
+            lines.append(f"{sparsity:.0%} {score:10} {statistics.mean(of(score, sparsity)):.2f}  ({each})")
+    return lines
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    about = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=about[0], epilog=about[2], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=fashion_mnist().FOLDER, help="folder of the four .gz files")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=4, help="of the parent, and of every row again")
+    parser.add_argument("--photos", type=int, help="take so many of each part, for a trial")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args(words)
+    with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
+        jobs = [pool.submit(one_seed, args.data, seed, args.epochs, args.photos) for seed in SEEDS]
+        found = [row for job in jobs for row in job.result()]
+    settings = {"epochs": args.epochs, "photos": args.photos, "gradients": GRADIENTS, "block": BLOCK}
+    facts = environment(cpu(1))
+    args.out.write_text(json.dumps({"environment": facts, "settings": settings, "rows": found}, indent=1) + "\n")
+    print("\n".join(summary(found)))
+
+
+if __name__ == "__main__":
+    main()
