@@ -77,7 +77,7 @@ class Scored(GradualPruner):
     def _scored(self, name: str, weight: Tensor) -> Tensor:
         if self._score == "magnitude" or name not in self._seen:  # the latter: a trial before training
             return weight.abs()
-        gradients = torch.stack(tuple(self._seen[name]))
+        gradients = torch.stack(tuple(self._seen[name])) * self._masks[name].flatten()  # what is gone cannot make up
         if self._score == "fisher":
             return weight.square() * gradients.square().mean(0)
         blocks = nn.functional.pad(gradients, (0, -len(weight) % BLOCK)).view(len(gradients), -1, BLOCK)
