@@ -266,7 +266,10 @@ def accuracy() -> None:
     page = ["# Accuracy of pruned networks", "", f"Made by `make figures` from {places}.", "", accuracy_tables.EASY]
     title = "Accuracy over speed-up"
     if plots.paretos(paretos(rows), DOCS / "accuracy.svg", title):
-        text = "Up and to the right is better; the dotted line joins the treatments that no other of the network beats."
+        text = (
+            "Up and to the right is better; percent are of single weights that went; the dotted line joins the "
+            "treatments that no other of the network beats."
+        )
         page += ["", f"![{title}](accuracy.svg)", "", text]
     for heading, table, text in (
         ("Wanted and reached", accuracy_tables.goals_table(rows), "The mean of three seeds."),

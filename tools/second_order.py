@@ -82,7 +82,7 @@ class Scored(GradualPruner):
         blocks = nn.functional.pad(gradients, (0, -len(weight) % BLOCK)).view(len(gradients), -1, BLOCK)
         fisher = torch.einsum("gbi,gbj->bij", blocks, blocks) / len(gradients)
         diagonal = fisher.diagonal(dim1=1, dim2=2)
-        fisher += torch.eye(BLOCK) * (DAMPING * diagonal.mean().clamp(min=1e-12))
+        fisher += torch.eye(BLOCK, device=fisher.device) * (DAMPING * diagonal.mean().clamp(min=1e-12))
         inverse = torch.linalg.inv(fisher.double()).diagonal(dim1=1, dim2=2).flatten()[: len(weight)]
         return (weight.square() / inverse.clamp(min=1e-30)).float()
 

@@ -265,7 +265,7 @@ def test_a_chart_for_each_setting_with_a_trace_for_each_network(tmp_path: Path) 
     drawn = charts.pareto(cpu, {"resnet18": "#0072B2", "vgg19_bn": "#E69F00"})["data"]
     lines, points = drawn[::2], drawn[1::2]
     assert [trace["name"] for trace in points] == ["resnet18", "vgg19_bn"]
-    assert points[0]["text"] == ["dense", "unstructured-90", "filters-half"]
+    assert points[0]["text"] == ["dense", "90%", "filters-half"]
     assert points[0]["x"] == pytest.approx([1.0, 4.0, 2.0])
     # Filters are slower than 90% zeros and less accurate; 2:4 of VGG beats its dense row in both.
     assert lines[0]["x"] == pytest.approx([1.0, 4.0])

@@ -151,6 +151,12 @@ class Treatment:
         return self.seeds[0].row
 
     @property
+    def label(self) -> str:
+        """The name in a picture: of single weights only how many went."""
+        pruning = self.seeds[0].pruning
+        return f"{pruning.final_sparsity:.0%}" if self.masked and pruning.pattern == "unstructured" else self.name
+
+    @property
     def masked(self) -> bool:
         """Whether it has zeros to skip; without filters a network is only smaller."""
         return _masked(self.seeds[0])

@@ -172,7 +172,7 @@ def pareto(found: Pareto, colours: Mapping[str, str]) -> Chart:
                 "marker": {"color": colours[network], "size": 9},
                 "x": [x for x, _ in points],
                 "y": [y for _, y in points],
-                "text": [_plain(row.name) for row in rows],
+                "text": [_plain(row.label) for row in rows],
                 "textposition": sides,
                 "textfont": {"color": colours[network]},
                 "cliponaxis": False,

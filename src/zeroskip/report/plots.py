@@ -334,7 +334,7 @@ def paretos(found: Sequence[Pareto], path: Path | str, title: str) -> bool:
                 for row, point, side in zip(treated, points, one.sides(network), strict=True):
                     shift, across, along = _SIDES[side]
                     panel.annotate(
-                        row.name,
+                        row.label,
                         point,
                         shift,
                         textcoords="offset points",
