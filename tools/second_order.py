@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from zeroskip.core.device import cpu
 from zeroskip.core.env import environment
 from zeroskip.pruning import GradualPruner
-from zeroskip.pruning.masks import select
 
 SCORES = ("magnitude", "fisher", "block")
 SPARSITIES = (0.95, 0.98)
@@ -53,7 +52,7 @@ class Scored(GradualPruner):
     """Chooses by a score that may need the gradients of the last steps, which it sees as they come."""
 
     def __init__(self, score: str, model: nn.Module, sparsity: float, **schedule: int) -> None:
-        self._score = score
+        self._by = score
         self._seen: dict[str, deque[Tensor]] = {}
         super().__init__(model, sparsity, scope="global", **schedule)  # type: ignore[arg-type]
         for name, layer in self._pruned.items():
@@ -64,27 +63,18 @@ class Scored(GradualPruner):
         assert weight.grad is not None
         self._seen.setdefault(name, deque(maxlen=GRADIENTS)).append(weight.grad.flatten().clone())
 
-    @torch.no_grad()
-    def _select(self, sparsity: float) -> dict[str, Tensor]:
-        scores = []
-        for name, layer in self._pruned.items():
-            score = self._scored(name, layer.weight.flatten()).view(layer.weight.shape)
-            scores.append(score.masked_fill(~self._masks[name], -torch.inf))
-        masks = select(list(self._pruned), scores, self.config.pattern, sparsity, self.config.scope)
-        return {name: mask & self._masks[name] for name, mask in zip(self._pruned, masks, strict=True)}
-
-    def _scored(self, name: str, weight: Tensor) -> Tensor:
-        if self._score == "magnitude" or name not in self._seen:  # the latter: a trial before training
-            return weight.abs()
+    def _score(self, name: str, weight: Tensor) -> Tensor:
+        if self._by == "magnitude" or name not in self._seen:  # the latter: a trial before training
+            return super()._score(name, weight)
         gradients = torch.stack(tuple(self._seen[name])) * self._masks[name].flatten()  # what is gone cannot make up
-        if self._score == "fisher":
-            return weight.square() * gradients.square().mean(0)
-        blocks = nn.functional.pad(gradients, (0, -len(weight) % BLOCK)).view(len(gradients), -1, BLOCK)
+        if self._by == "fisher":
+            return weight.square() * gradients.square().mean(0).view(weight.shape)
+        blocks = nn.functional.pad(gradients, (0, -weight.numel() % BLOCK)).view(len(gradients), -1, BLOCK)
         fisher = torch.einsum("gbi,gbj->bij", blocks, blocks) / len(gradients)
         diagonal = fisher.diagonal(dim1=1, dim2=2)
         fisher += torch.eye(BLOCK, device=fisher.device) * (DAMPING * diagonal.mean().clamp(min=1e-12))
-        inverse = torch.linalg.inv(fisher.double()).diagonal(dim1=1, dim2=2).flatten()[: len(weight)]
-        return (weight.square() / inverse.clamp(min=1e-30)).float()
+        inverse = torch.linalg.inv(fisher.double()).diagonal(dim1=1, dim2=2).flatten()[: weight.numel()]
+        return (weight.square() / inverse.view(weight.shape).clamp(min=1e-30)).float()
 
 
 def fashion_mnist() -> ModuleType:

@@ -110,6 +110,7 @@ class ConvShape:
 
 
 NEARLY_ALL = 0.99
+"""Of a layer's weights: what the zeros among the rest could save is less than times differ by."""
 
 
 @dataclass(frozen=True)

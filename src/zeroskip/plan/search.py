@@ -18,6 +18,7 @@ from zeroskip.core.device import Device
 from zeroskip.core.errors import Unsupported, ZeroskipError
 from zeroskip.core.graph import Segment
 from zeroskip.core.method import AnyMethod, Candidate
+from zeroskip.cpu.threads import torch_threads
 from zeroskip.measure.bound import Prepared, prepare
 from zeroskip.measure.turns import pause
 
@@ -160,11 +161,12 @@ def _prepared(
     }
     if device.kind == "cpu":
         return {name: [*calls] for name, calls in jobs.items()}
-    before = torch.get_num_threads()
     index = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    with ThreadPoolExecutor(os.cpu_count(), initializer=_alone, initargs=(index,)) as pool:
+    with (
+        torch_threads(torch.get_num_threads()),  # what the pool's threads set would hold here too
+        ThreadPoolExecutor(os.cpu_count(), initializer=_alone, initargs=(index,)) as pool,
+    ):
         futures = {name: [pool.submit(call) for call in calls] for name, calls in jobs.items()}
-    torch.set_num_threads(before)
     return {name: [future.result for future in found] for name, found in futures.items()}
 
 

@@ -112,6 +112,10 @@ class Pruner(ABC):
     def _schedule_key(self) -> str:
         """The schedule in words, equal for equal schedules."""
 
+    def _score(self, name: str, weight: Tensor) -> Tensor:
+        """Of each weight of the layer `name`, 0 or more; the lowest go first."""
+        return weight.abs()
+
     @torch.no_grad()
     def _apply(self) -> None:
         for name, layer in self._pruned.items():
@@ -119,8 +123,10 @@ class Pruner(ABC):
 
     @torch.no_grad()
     def _select(self, sparsity: float) -> dict[str, Tensor]:
-        # Score -1, under any magnitude: what is masked already goes first, so it is never chosen to stay
+        # Score -1, under any other: what is masked already goes first, so it is never chosen to stay
         # in place of a live weight that happens to be zero.
-        scores = [layer.weight.abs().masked_fill(~self._masks[name], -1) for name, layer in self._pruned.items()]
+        scores = [
+            self._score(name, layer.weight).masked_fill(~self._masks[name], -1) for name, layer in self._pruned.items()
+        ]
         masks = select(list(self._pruned), scores, self.config.pattern, sparsity, self.config.scope)
         return {name: mask & self._masks[name] for name, mask in zip(self._pruned, masks, strict=True)}

@@ -21,8 +21,6 @@ from zeroskip.report.tables import BASELINES, Comparison, column_rank, compare
 Side = Literal["left", "right", "top", "bottom"]
 DENSE, PARENT = "dense", "parent"
 ENGINE = "zeroskip"
-SKIP_NOTHING = frozenset({*BASELINES, "zeroskip_dense"})
-"""Methods to which zeros are numbers like others."""
 WEIGHT_BYTES = 4
 """Of dense fp32.  Batch norm is not counted, so that the share of a file is rather too large than too small."""
 _EXPECTED = "expected the trained.jsonl that python -m tools.train writes"
@@ -257,12 +255,12 @@ def _machine(facts: Mapping[str, Any]) -> str:
 
 def _speed(one: Treatment, timed: _Timed, masked: Collection[Key]) -> Speed | None:
     items = [timed[row.key] for row in one.seeds if row.key in timed]
-    ours = [_fastest([item], lambda method: not (one.masked and method in SKIP_NOTHING)) for item in items]
+    ours = [_fastest([item], lambda method: not (one.masked and method in BASELINES)) for item in items]
     if not (known := tuple([record for record in ours if record is not None])):
         return None
     # A dense network has no zeros to skip, so everything that runs it is dense.
     dense = _fastest([timed[row.key] for row in one.dense if row.key in timed], lambda method: True) or _fastest(
-        [timed[key] for key in masked if key in timed], SKIP_NOTHING.__contains__
+        [timed[key] for key in masked if key in timed], BASELINES.__contains__
     )
     packed = [
         item.records[ENGINE].setup["packed_bytes"]
