@@ -198,7 +198,8 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
             'Ours with bias and ReLU, cuBLAS without unless it says so. "Best dense fp32" is the best of cuDNN, cuBLAS '
             "and a product of three TF32 products, bias and ReLU included."
         )
-        section(f"{title}", products.columns_table(found), text)
+        shown = f"{text}\n\n![microseconds by column]({gpu}-columns.svg)" if drawn else text
+        section(title, products.columns_table(found), shown)
         section("The same with cold caches", products.columns_table(found, cache="cold"))
         section("Does the pattern of the zeros matter?", products.masks_table(found))
         text = "Our best, in brackets over cuBLAS fp32 and over the fastest dense fp32."
