@@ -5,7 +5,16 @@ from torch import Tensor, nn
 
 from zeroskip.pruning import GradualPruner, Pruner, RewindPruner
 
-KINDS = ("gradual", "gradual erk", "gradual 2:4", "rewind", "rewind 0", "rewind 2:4")
+KINDS = (
+    "gradual",
+    "gradual erk",
+    "gradual 2:4",
+    "gradual fisher",
+    "gradual fisher 2:4",
+    "rewind",
+    "rewind 0",
+    "rewind 2:4",
+)
 
 
 def network(width: int = 8) -> nn.Sequential:
@@ -25,7 +34,10 @@ def pruner_of(kind: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     if kind.startswith("gradual"):
         pattern = "2:4" if "2:4" in kind else "unstructured"
         scope = "erk" if "erk" in kind else "layer"
-        return GradualPruner(model, 0.8, begin=2, end=9, every=2, pattern=pattern, scope=scope, only=layers)  # type: ignore[arg-type]
+        score = "fisher" if "fisher" in kind else "magnitude"
+        return GradualPruner(
+            model, 0.8, begin=2, end=9, every=2, pattern=pattern, scope=scope, score=score, only=layers  # type: ignore[arg-type]
+        )  # fmt: skip
     pattern, rewind = ("2:4" if "2:4" in kind else "unstructured"), (0 if kind == "rewind 0" else 2)
     return RewindPruner(
         model, 0.8, rewind=rewind, end=5, rounds=2, pattern=pattern, only=layers, optimizer=optimizer

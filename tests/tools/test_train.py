@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tools.second_order import one_seed_of, summary
 from tools.train import cycle, networks, photos
 from tools.train.__main__ import main
 from tools.train.plan import ROWS, SEEDS, Settings, jobs
@@ -180,15 +179,3 @@ def test_pooled_vgg_has_20_million_weights() -> None:
     with torch.device("meta"):
         model = build_network("vgg19_bn", 10)
     assert sum(weight.numel() for weight in model.parameters()) == 20_040_522
-
-
-def test_scores_go_on_from_the_parents(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([*SHORT, "--data", str(data), "--out", str(tmp_path), "--rows", "parent"])
-    settings = Settings(epochs=4, batch=8, mask_updates=3)
-    rows = one_seed_of("resnet18", tmp_path / "networks", data, settings, 0, torch.device("cpu"))
-    assert [(row["score"], row["sparsity"]) for row in rows] == [
-        ("magnitude", 0.95),
-        ("block", 0.95),
-    ]
-    assert [line.split()[:2] for line in summary(rows)] == [["95%", "magnitude"], ["95%", "block"]]
-    capsys.readouterr()

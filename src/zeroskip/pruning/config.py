@@ -3,18 +3,21 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Self, get_args
 
-from .masks import Scope, final_sparsity
+from .fisher import Score
+from .masks import FILTERS, Scope, final_sparsity
 
 
 @dataclass(frozen=True)
 class PruneConfig:
     """Every choice that decides which weights go; the arguments of `zeroskip.pruning.prune`, explained there.
 
-    Checked when it is made: ValueError for a sparsity outside [0, 1), an unknown pattern or scope, a scope
-    that the pattern has no use for, a string in place of names. Whether `skip` and `only` match is known once
-    there is a network.
+    `score` is what the lowest weights are lowest by, "magnitude" or, for `GradualPruner` only, "fisher".
+
+    Checked when it is made: ValueError for a sparsity outside [0, 1), an unknown pattern, scope or score, a scope
+    or score that the pattern has no use for, a string in place of names. Whether `skip` and `only` match is known
+    once there is a network.
     """
 
     sparsity: float | None = 0.9
@@ -23,6 +26,7 @@ class PruneConfig:
     skip: tuple[str, ...] | None = None
     only: tuple[str, ...] | None = None
     permute: bool = False
+    score: Score = "magnitude"
 
     def __post_init__(self) -> None:
         if self.sparsity is not None:  # a number of NumPy is no JSON
@@ -30,6 +34,13 @@ class PruneConfig:
         final_sparsity(self.pattern, self.sparsity, self.scope)
         _names("skip", self.skip)
         _names("only", self.only)
+        if self.score not in get_args(Score):
+            raise ValueError(f'score: got {self.score!r}, expected "magnitude" or "fisher"; choose one of them')
+        if self.score != "magnitude" and self.pattern == FILTERS:
+            raise ValueError(
+                f'score: got {self.score!r} with pattern {self.pattern!r}, expected "magnitude", since filters go by '
+                "their norms; drop score"
+            )
         if self.permute and ":" not in self.pattern:
             raise ValueError(
                 f'permute: got True with pattern {self.pattern!r}, expected an N:M pattern such as "2:4"; '
@@ -45,24 +56,33 @@ class PruneConfig:
         skip: Sequence[str] | None = None,
         only: Sequence[str] | None = None,
         permute: bool = False,
+        score: Score = "magnitude",
     ) -> "PruneConfig":
         """The configuration of these arguments; a `PruneConfig` in the place of `sparsity` stands for them all.
 
         Raises ValueError as the class does, and where a `PruneConfig` comes with further arguments.
         """
         if isinstance(sparsity, PruneConfig):
-            if (pattern, scope, skip, only, permute) != ("unstructured", "layer", None, None, False):
+            defaults = ("unstructured", "layer", None, None, False, "magnitude")
+            if (pattern, scope, skip, only, permute, score) != defaults:
                 raise ValueError(
                     "sparsity: got a PruneConfig and further arguments, expected one or the other; "
                     "change the configuration with dataclasses.replace"
                 )
             return sparsity
-        return cls(sparsity, pattern, scope, _names("skip", skip), _names("only", only), permute)
+        return cls(sparsity, pattern, scope, _names("skip", skip), _names("only", only), permute, score)
 
     @property
     def final_sparsity(self) -> float:
         """The sparsity to end at: `sparsity`, or 1 - N/M for "N:M"."""
         return final_sparsity(self.pattern, self.sparsity, self.scope)
+
+    def need_magnitude(self, who: str) -> None:
+        """Raises ValueError unless weights go by magnitude, all that `who` knows."""
+        if self.score != "magnitude":
+            raise ValueError(
+                f'score: got {self.score!r}, expected "magnitude", since {who} sees no gradients; take GradualPruner'
+            )
 
     def to_json(self) -> str:
         """The configuration as a JSON object, for `from_json`."""

@@ -62,6 +62,7 @@ def prune(
     Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks" (arXiv 2104.08378), for N:M.
     """
     config = PruneConfig.of(sparsity, pattern, scope, skip, only, permute)
+    config.need_magnitude("pruning in one shot")
     if config.pattern == FILTERS:
         from .filters import remove_filters
 

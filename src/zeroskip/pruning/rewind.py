@@ -73,7 +73,9 @@ class RewindPruner(Pruner):
         self._rewind, self._end, self._rounds = rewind, end, rounds
         self._model, self._optimizer = model, optimizer
         self._round = 0
-        super().__init__(model, PruneConfig.of(sparsity, pattern, scope, skip, only, permute), example)
+        config = PruneConfig.of(sparsity, pattern, scope, skip, only, permute)
+        config.need_magnitude("RewindPruner")
+        super().__init__(model, config, example)
         self._kept = self._snapshot() if rewind == 0 else None
 
     @property
