@@ -167,8 +167,12 @@ class Goal:
 GOALS = (
     Goal("resnet18", "unstructured-90", 1.0, 0.3),
     Goal("vgg19_bn", "unstructured-90", 1.0, 0.3),
+    Goal("resnet18", "unstructured-90-fisher", 1.0, 0.3),
+    Goal("vgg19_bn", "unstructured-90-fisher", 1.0, 0.3),
     Goal("resnet18", "unstructured-95", None, 1.0),
     Goal("vgg19_bn", "unstructured-95", None, 1.0),
+    Goal("resnet18", "unstructured-95-fisher", None, 1.0),
+    Goal("vgg19_bn", "unstructured-95-fisher", None, 1.0),
     Goal("resnet18", "2of4", 0.5),
     Goal("vgg19_bn", "2of4", 0.5),
     Goal("resnet18", "unstructured-90", 15.0, 8.0, share=True),
