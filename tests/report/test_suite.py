@@ -160,7 +160,7 @@ def network(width: int, classes: int) -> nn.Module:
 def test_suites_of_trained_networks_name_what_training_writes(name: str, settings: int) -> None:
     cases = read_suite(ROOT / "benchmarks" / "suites" / f"{name}.toml").cases
     written = {f"trained:{job.name}.safetensors": job for job in jobs(networks.NETWORKS, (0,))}
-    assert len(cases) == settings * len({case.mask for case in cases}) == settings * 18
+    assert len(cases) == settings * len({case.mask for case in cases}) == settings * 24
     for case in cases:
         job = written[case.mask]
         assert case.model == job.network
