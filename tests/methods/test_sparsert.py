@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from contract.cases import stable
 from methods.jobs import EPILOGUES, GPU, Job
+from ptx import machine
 from ptx.kernel import Interpreted
 from ptx.program import Fault
 from zeroskip.core.device import Device, cpu
@@ -35,6 +37,8 @@ from zeroskip.methods.sparsert.method import METHOD
 FLAT = ConvShape(1, 24, 6, 8, 20, 1, 1)
 ODD = ConvShape(3, 19, 7, 7, 13, 1, 1)
 SAME = ConvShape(1, 9, 9, 11, 14, 3, 3, padding=(1, 1))
+SMALL = ConvShape(4, 32, 4, 4, 20, 1, 1)
+STRIPS = ConvShape(2, 64, 8, 16, 24, 1, 1)
 OLD = replace(GPU, arch="sm_80", num_sms=108, shared_bytes=163 * 1024)
 GOLDEN = Path(__file__).with_name("golden")
 BUILD = cuda.build
@@ -137,10 +141,24 @@ def test_an_image_that_its_code_does_not_reach_is_refused() -> None:
         {"terms": 4},
         {"walk": 2, "split": 2},
         {"rows": 17, "pieces": 2, "warps": 2, "groups": 16, "registers": 56},
+        {"slab": -1},
+        {"slab": 8, "stages": 0},
+        {"slab": 8, "mates": 3},
+        {"slab": 6, "mates": 4},
+        {"slab": 8, "groups": 2},
+        {"slab": 8, "split": 2},
+        {"slab": 8, "walk": 2},
+        {"slab": 8, "pieces": 2},
+        {"slab": 8, "halo": True},
+        {"mates": 2},
+        {"stages": 2},
+        {"slab": 8, "warps": 32},
     ],
 )
 def test_a_configuration_checks_itself(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"sizes|vector|balance|sums|threads|registers|float16|walk|shared"):
+    with pytest.raises(
+        ValueError, match=r"sizes|vector|balance|sums|threads|registers|float16|walk|shared|mates|stages|slabs"
+    ):
         replace(SparseRTConfig(8), **change)
 
 
@@ -158,6 +176,13 @@ def test_a_configuration_checks_itself(change: dict[str, Any]) -> None:
         (SAME, SparseRTConfig(32, registers=60), "fp32"),
         (FLAT, SparseRTConfig(4, vector=2, gaps=True), "fp32"),
         (ConvShape(1, 1, 1, 1, 70_000, 1, 1), SparseRTConfig(1), "fp32"),
+        (SAME, SparseRTConfig(4, slab=3), "fp32"),
+        (SMALL, SparseRTConfig(4, slab=12), "fp32"),
+        (replace(SMALL, n=5), SparseRTConfig(4, warps=2, slab=8), "fp32"),
+        (replace(STRIPS, h=9), SparseRTConfig(4, slab=8), "fp32"),
+        (replace(SMALL, h=3, w=3), SparseRTConfig(4, slab=2), "fp32"),
+        (replace(STRIPS, h=1, w=130), SparseRTConfig(4, warps=1, slab=8), "fp32"),
+        (replace(STRIPS, c=4096), SparseRTConfig(4, slab=1024), "fp32"),
     ],
     ids=[
         "3x3",
@@ -171,13 +196,21 @@ def test_a_configuration_checks_itself(change: dict[str, Any]) -> None:
         "ring",
         "gaps",
         "rows",
+        "slabs of 3x3",
+        "slabs of channels",
+        "slabs of images",
+        "strips",
+        "slabs of 16 bytes",
+        "strips of 16 bytes",
+        "slabs of shared memory",
     ],
 )
 def test_a_configuration_that_does_not_fit_the_layer_is_refused(
     shape: ConvShape, config: SparseRTConfig, precision: Precision
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"together|no multiple|16 bytes|float16|halo|walk|leave too few|gaps|more than"
+        ValueError,
+        match=r"together|no multiple|16 bytes|float16|halo|walk|leave too few|gaps|more than|slabs|shared memory",
     ):
         METHOD.candidate(Job.of(shape, precision=precision).segment, config)
 
@@ -185,7 +218,7 @@ def test_a_configuration_that_does_not_fit_the_layer_is_refused(
 def test_blocks_that_a_gpu_has_no_room_for_are_refused() -> None:
     job, config = Job.of(FLAT), SparseRTConfig(32, warps=8, groups=4, registers=60)
     packed = METHOD.pack(job.segment, job.parameters, config)
-    assert config.shared_bytes > 64 * 1024
+    assert config.exchange_bytes > 64 * 1024
     with pytest.raises(Unsupported, match="shared memory"):
         METHOD.bind(job.segment, packed, b"", replace(GPU, shared_bytes=64 * 1024))
 
@@ -194,8 +227,11 @@ def test_there_are_no_clusters_before_hopper() -> None:
     job = Job.of(ConvShape(1, 256, 14, 14, 256, 1, 1), weight=sparse(ConvShape(1, 256, 14, 14, 256, 1, 1), 0.1))
     assert {config.split for config in estimate._menu(job.segment.layer, OLD)} == {1}
     assert {config.split for config in estimate._menu(job.segment.layer, GPU)} == {1, 2, 4, 8}
-    with pytest.raises(Unsupported, match="sm_80 has no clusters"):
-        text(job, SparseRTConfig(8, split=2), "sm_80")
+    for config in (SparseRTConfig(8, split=2), SparseRTConfig(8, warps=7, slab=64)):
+        with pytest.raises(Unsupported, match="sm_80 has no clusters"):
+            text(job, config, "sm_80")
+    with pytest.raises(Unsupported, match="sm_90 copies to several blocks slowly, sm_90a would not"):
+        text(job, SparseRTConfig(8, warps=7, slab=64, mates=2), "sm_90")
 
 
 # -- what is proposed -----------------------------------------------------------------------------------
@@ -280,6 +316,17 @@ FITTING = {
     "border with a short ring": (SAME, replace(BASE, registers=44)),
     "halo": (SAME, replace(BASE, halo=True)),
     "halo of an image": (replace(SAME, n=2), replace(BASE, halo=True, split=2)),
+    "slabs": (SMALL, replace(BASE, slab=16, stages=2)),
+    "slabs in one stage": (SMALL, replace(BASE, slab=16)),
+    "one slab": (SMALL, replace(BASE, slab=32, stages=3)),
+    "slabs of mates": (SMALL, replace(BASE, rows=2, stack=2, slab=16, stages=2, mates=4)),
+    "slabs of more mates than rows": (SMALL, replace(BASE, rows=10, slab=16, mates=8)),
+    "slabs for idle lanes": (replace(SMALL, h=5, n=1), replace(BASE, warps=2, slab=8, stages=2, mates=2)),
+    "slabs of odd images": (replace(ODD, n=4, c=32), replace(BASE, rows=7, warps=4, slab=16, stages=2, mates=2)),
+    "slabs of vectors": (SMALL, replace(BASE, vector=2, slab=16, stages=2, mates=2)),
+    "strips": (STRIPS, replace(BASE, slab=16, stages=2)),
+    "strips of mates": (STRIPS, replace(BASE, rows=6, warps=2, stack=2, slab=32, stages=2, mates=2)),
+    "strips of many channels": (replace(STRIPS, n=1), replace(BASE, vector=2, warps=2, slab=64, stages=1)),
 }
 
 
@@ -525,6 +572,47 @@ def test_the_text_depends_on_nothing_else() -> None:
     assert "%ctaid.x" in text(job, BASE)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        # The warps that compute: do not wait for a slab; do not leave one.
+        ("SLAB_1:", "bra SLAB_1_OVER;\nSLAB_1:", "was not waited for"),
+        ("@%p0 mbarrier.arrive.shared::cta.b64 _, [%r16+16]", "mov.u32 %r17, 0", "never come"),
+        # The warp that asks: does not wait until a slab was read here, or by mates; expects too much; copies elsewhere.
+        ("READ_2:", "bra READ_2_OVER;\nREAD_2:", "was not waited for|never come|more arrivals"),
+        ("CLEAR_2:", "bra CLEAR_2_OVER;\nCLEAR_2:", "was not waited for|never come"),
+        ("_, [%r12+0], 1024", "_, [%r12+0], 1040", "never come"),
+        ("[%r14+128]", "[%r14+640]", "nobody stored"),
+        ("[%r14+128]", "[%r14+0]", "copies over one"),
+        ("[%r14+128]", "[%r14+136]", "no multiple of 16"),
+        ("[%r4+16], 2", "[%r4+16], 3", "never come"),
+    ],
+)
+def test_slabs_that_would_race_are_found(right: str, wrong: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, config = (
+        Job.of(SMALL, weight=sparse(SMALL, 0.5)),
+        SparseRTConfig(5, stack=2, warps=1, slab=8, stages=2, mates=2),
+    )
+    written = text(job, config)
+    assert right in written
+    monkeypatch.setattr(cuda, "build", lambda packed, device: written.replace(right, wrong).encode())
+    for seed in range(20):  # some show only if threads come in a certain order
+        monkeypatch.setattr(machine, "SEED", seed)
+        try:
+            run(job, config)
+        except Fault as fault:
+            assert re.search(words, str(fault))  # noqa: PT017 -- any of the runs may raise it
+            return
+    pytest.fail("no order of threads shows it")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_slabs_do_not_depend_on_the_order_of_threads(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SEED", seed)
+    for shape, config in (FITTING["slabs of mates"], FITTING["strips of mates"]):
+        assert share(Job.of(shape, weight=sparse(shape)), config) <= 1
+
+
 # -- code -----------------------------------------------------------------------------------------------
 def _assembled() -> Iterator[tuple[str, ConvShape, Epilogue, Precision, SparseRTConfig]]:
     """Configurations as proposed for real layers, on smaller ones: what CI assembles for every architecture."""
@@ -541,6 +629,8 @@ def _assembled() -> Iterator[tuple[str, ConvShape, Epilogue, Precision, SparseRT
     yield "border", same, added, "fp32", SparseRTConfig(32, warps=4, groups=2, registers=104)
     yield "border, halves", same, relu, "fp16", SparseRTConfig(16, warps=4, split=4, registers=88)
     yield "halo", same, added, "fp32", SparseRTConfig(32, warps=4, split=2, halo=True, registers=88)
+    yield "slabs", flat, added, "fp16", SparseRTConfig(16, warps=7, slab=16, stages=2, registers=80)
+    yield "slabs of mates", flat, relu, "fp32", SparseRTConfig(32, warps=7, slab=16, stages=2, mates=2, registers=88)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100"])
@@ -550,8 +640,9 @@ def _assembled() -> Iterator[tuple[str, ConvShape, Epilogue, Precision, SparseRT
 def test_code_assembles_without_spills(
     shape: ConvShape, epilogue: Epilogue, precision: Precision, config: SparseRTConfig, arch: str
 ) -> None:
-    if config.split > 1 and arch == "sm_80":
-        pytest.skip("there are no clusters")
+    if (config.split > 1 or config.slab) and arch == "sm_80":
+        pytest.skip("there are no clusters and no copy engine")
+    arch = f"{arch}a" if config.mates > 1 and not arch.endswith("a") else arch
     job = Job.of(shape, epilogue, precision, weight=sparse(shape, 0.15))
     found = resources(assemble.build(text(job, config, arch), SYMBOL, arch))
     assert found.warnings == ""

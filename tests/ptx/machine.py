@@ -2,8 +2,9 @@
 
 Threads that took the same way so far go on together as one ``_Group`` whose registers are arrays.  What a GPU leaves
 undefined is refused: reading a register that was never written, memory outside of the tensors handed over or not
-aligned, shared memory that nobody wrote or that another thread touches between the same two barriers, a barrier that
-not all threads reach, a ``.uni`` or ``.aligned`` instruction that a warp reaches in part.
+aligned, shared memory that nobody wrote or that another thread touches between the same two barriers, shared memory
+that was filled for a turn of a barrier which the thread has not waited for, a barrier that not all threads reach, a
+``.uni`` or ``.aligned`` instruction that a warp reaches in part.  Who goes on next, of those that can, is drawn.
 """
 
 from __future__ import annotations
@@ -18,6 +19,15 @@ import numpy.typing as npt
 
 from ptx.arithmetic import ARITHMETIC, SHARED_WINDOW, Array
 from ptx.program import Fault, Function, Instruction, parse
+
+SEED = 0
+"""Of who goes on next."""
+ARRIVALS = (
+    "mbarrier.arrive.shared::cta.b64",
+    "mbarrier.arrive.expect_tx.shared::cta.b64",
+    "mbarrier.arrive.release.cluster.shared::cluster.b64",
+)
+WAITS = tuple(f"mbarrier.try_wait.parity.acquire.{scope}.shared::cta.b64" for scope in ("cta", "cluster"))
 
 
 @dataclass(frozen=True)
@@ -78,12 +88,14 @@ class Machine:
         self.loaded = np.full((2, blocks, shared_bytes // 4), -1, np.int64)
         self.epoch = np.zeros(blocks, np.int64)
         threads = np.arange(blocks * block[0])
-        # Of every word that is a barrier: arrivals and bytes that it waits for.  Of every other: the barrier that says
-        # when it is there.  Of every thread: the barrier that it has waited for.
-        self.pending = np.full((blocks, shared_bytes // 4), -1, np.int64)
-        self.bytes = np.zeros((blocks, shared_bytes // 4), np.int64)
-        self.guard = np.full((blocks, shared_bytes // 4), -1, np.int64)
-        self.seen = np.full(len(threads), -1, np.int64)
+        # Of every word that is a barrier: arrivals of a turn, those and the bytes that it still waits for, turns that
+        # are over.  Of every other: the barrier that says when it is there, and in which turn.
+        self.count = np.full((blocks, shared_bytes // 4), -1, np.int64)
+        self.pending, self.bytes, self.turn = (np.zeros_like(self.count) for _ in range(3))
+        self.guard, self.guard_turn = np.full_like(self.count, -1), np.zeros_like(self.count)
+        # Of every barrier (its word): how many of its turns each thread has waited for.
+        self.seen: dict[int, npt.NDArray[np.int64]] = {}
+        self.draw = np.random.default_rng(SEED)
         self.arrived, self.waited = np.zeros(len(threads), np.int64), np.zeros(len(threads), np.int64)
         self.exited = np.zeros(len(threads), np.bool_)
         self.ready = [_Group(threads, entry, dict(zip(entry.parameters, arguments, strict=True)))]
@@ -99,7 +111,7 @@ class Machine:
         with np.errstate(all="ignore"):
             while self.ready or self.parked:
                 while self.ready:
-                    self._advance(self.ready.pop())
+                    self._advance(self.ready.pop(int(self.draw.integers(len(self.ready)))))
                 self._release()
 
     def _advance(self, group: _Group) -> None:
@@ -117,14 +129,17 @@ class Machine:
 
     def _release(self) -> None:
         """Let all go on that wait at a barrier, if all are there."""
-        if counting := [group for kind, group in self.parked if kind == "count"]:
-            for group in counting:
-                block, word = group.threads // self.block[0], self.seen[group.threads]
-                if (self.pending[block, word] != 0).any() or (self.bytes[block, word] != 0).any():
-                    raise Fault("a barrier waits for arrivals or bytes that never come")
-            self.ready = counting
-            self.parked = [(kind, group) for kind, group in self.parked if kind != "count"]
+        over = [
+            (kind == "count" and self._over(group, group.function.code[group.at]).any()) for kind, group in self.parked
+        ]
+        if any(over):
+            self.ready = [group for (_, group), one in zip(self.parked, over, strict=True) if one]
+            self.parked = [parked for parked, one in zip(self.parked, over, strict=True) if not one]
             return
+        counting = [parked for parked in self.parked if parked[0] == "count"]
+        self.parked = [parked for parked in self.parked if parked[0] != "count"]
+        if counting and not self.parked:
+            raise Fault("a barrier waits for arrivals or bytes that never come")
         kinds = {kind for kind, _ in self.parked}
         waiting = np.zeros(len(self.exited), np.bool_)
         for _, group in self.parked:
@@ -140,7 +155,7 @@ class Machine:
         if len(kinds) > 1 or (blocks.any(1) & ~blocks.all(1)).any():
             raise Fault(f"not all threads of a block reach the barrier: {sorted(kinds)}")
         self.epoch += 1
-        self.ready, self.parked = [group for _, group in self.parked], []
+        self.ready, self.parked = [group for _, group in self.parked], counting
 
     # -- one instruction --------------------------------------------------------------------------------------
     def _step(self, group: _Group, instruction: Instruction) -> bool:
@@ -153,6 +168,12 @@ class Machine:
             return self._indexed(group, self._read(group, operands[0]), group.function.tables[operands[1]])
         if name.startswith("mbarrier"):
             return self._barrier(group, name, operands, guard)
+        if name.startswith("cp.async.bulk"):
+            self._bulk(group, name, operands, guard)
+            return True
+        if name == "bar.warp.sync":
+            self._whole_warps(group)
+            return True
         if guard is not None and not name.startswith("ld.global"):
             raise Fault("only branches, barriers and loads are guarded here")
         if name == "exit":
@@ -276,10 +297,13 @@ class Machine:
         group.registers[register] = values if values.ndim else np.full(len(group.threads), values)
 
     # -- memory -----------------------------------------------------------------------------------------------
-    def _places(self, addresses: Array, size: int, allowed: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    def _places(
+        self, addresses: Array, aligned: int, allowed: str, size: int = 0
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Memory of the buffer that all ``addresses`` lie in, and indices ``[threads, size]``."""
-        if (addresses % size).any():
-            raise Fault(f"an address is no multiple of {size}")
+        size = size or aligned
+        if (addresses % aligned).any():
+            raise Fault(f"an address is no multiple of {aligned}")
         low, high = int(addresses.min()), int(addresses.max()) + size
         for buffer in self.buffers:
             if buffer.address <= low and high <= buffer.address + len(buffer.memory):
@@ -354,24 +378,28 @@ class Machine:
         if barrier is not None:
             block, addresses = self._cluster_address(group, where)
             other, place = self._cluster_address(group, barrier)
-            if (other != block).any() or (self.pending[block, place // 4] < 0).any():
+            if (other != block).any() or (self.count[block, place // 4] < 0).any():
                 raise Fault("counts at no barrier of the block it stores to")
-            np.subtract.at(self.bytes, (block, place // 4), size * count)
             guard = place // 4
         if (addresses % (size * count)).any() or (addresses + size * count > 4 * self.shared.shape[1]).any():
             raise Fault("an address in shared memory is beyond the end or not aligned")
         epoch, me = self.epoch[block], group.threads
+        if size < 4 and (not load or count > 1):
+            raise Fault("stores halves, or loads several")
         for index, register in enumerate(registers):
             word = addresses // 4 + index
-            if (self.pending[block, word] >= 0).any() or (self.pending[block, word & ~1] >= 0).any():
+            if (self.count[block, word] >= 0).any() or (self.count[block, word & ~1] >= 0).any():
                 raise Fault("touches a barrier")
             stored, loaded, guarded = self.stored[:, block, word], self.loaded[:, block, word], self.guard[block, word]
             if (guarded < 0).all() and ((stored[0] == epoch) & (stored[1] != me)).any():
                 raise Fault("another thread stores there between the same barriers")
             if load:
-                if (stored[0] < 0).any() or (guarded != np.where(guarded < 0, -1, self.seen[me])).any():
+                if (stored[0] < 0).any() or (self._turns_seen(guarded, me) <= self.guard_turn[block, word]).any():
                     raise Fault("nobody stored there, or its barrier was not waited for")
-                self._write(group, register, self.shared[block, word])
+                values = self.shared[block, word]
+                if size < 4:
+                    values = (values >> (8 * (addresses % 4)).astype(np.uint32)).astype(np.uint16)
+                self._write(group, register, values)
                 self.loaded[:, block, word] = epoch, me
                 continue
             if (guarded >= 0).any() or ((loaded[0] == epoch) & (loaded[1] != me)).any():
@@ -379,32 +407,102 @@ class Machine:
             self.shared[block, word] = self._read(group, register).view(np.uint32)
             self.stored[:, block, word] = epoch, me
             self.guard[block, word] = guard
+            self.guard_turn[block, word] = np.where(guard < 0, 0, self.turn[block, guard])
+        if barrier is not None:
+            np.subtract.at(self.bytes, (block, guard), size * count)
+            self._turn_over(block, guard)
+
+    def _turns_seen(self, guarded: npt.NDArray[np.int64], threads: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Of the barriers that guard words, how many turns threads have waited for; enough where there is none."""
+        turns = np.full(len(threads), np.iinfo(np.int64).max)
+        for word in np.unique(guarded[guarded >= 0]):
+            chosen = guarded == word
+            turns[chosen] = self.seen[int(word)][threads[chosen]] if int(word) in self.seen else 0
+        return turns
+
+    def _turn_over(self, block: npt.NDArray[np.int64], word: npt.NDArray[np.int64]) -> None:
+        """Barriers that have what they waited for begin their next turn."""
+        for place in {(int(b), int(w)) for b, w in zip(block, word, strict=True)}:
+            if self.pending[place] < 0:
+                raise Fault("more arrivals than there should be")
+            if self.pending[place] == 0 and self.bytes[place] == 0:
+                self.turn[place] += 1
+                self.pending[place] = self.count[place]
+
+    def _bulk(self, group: _Group, name: str, operands: tuple[Any, ...], guard: Array | None) -> None:
+        """A copy from global to shared memory, done at once, that counts its bytes at a barrier."""
+        size, plane = int(operands[2]), self.grid[0] * self.grid[1]
+        several = name.endswith(".multicast::cluster")
+        chosen = np.ones(len(group.threads), np.bool_) if guard is None else guard
+        to, full = (self._addresses(group, operands[at]).astype(np.int64) for at in (0, 3))
+        source = self._addresses(group, operands[1])
+        mates = self._read(group, operands[4]) if several else np.zeros(len(group.threads), np.uint16)
+        for at in np.flatnonzero(chosen):
+            own = int(group.threads[at]) // self.block[0]
+            if to[at] % 16 or int(source[at]) % 16 or size % 16 or to[at] + size > 4 * self.shared.shape[1]:
+                raise Fault("copies what is no multiple of 16 bytes, or beyond the end of shared memory")
+            memory, places = self._places(source[at : at + 1], 16, "readable", size)
+            words = np.ascontiguousarray(memory[places[0]]).view(np.uint32)
+            blocks = (
+                [own % plane + rank * plane for rank in range(16) if int(mates[at]) >> rank & 1] if several else [own]
+            )
+            for block in blocks:
+                where, barrier = (block, slice(to[at] // 4, (to[at] + size) // 4)), (block, int(full[at]) // 4)
+                if self.count[barrier] < 0 or (self.count[where] >= 0).any():
+                    raise Fault("counts at no barrier, or copies over one")
+                self.shared[where] = words
+                self.stored[(0, *where)] = self.epoch[block]
+                self.guard[where], self.guard_turn[where] = barrier[1], self.turn[barrier]
+                self.bytes[barrier] -= size
+                self._turn_over(np.array([block]), np.array([barrier[1]]))
 
     def _barrier(self, group: _Group, name: str, operands: tuple[Any, ...], guard: Array | None) -> bool:
-        """Barriers that count, used once."""
+        """Barriers that count."""
         where = operands[0] if name.startswith("mbarrier.init") else operands[1]
         chosen = np.ones(len(group.threads), np.bool_) if guard is None else guard
-        block = (group.threads // self.block[0])[chosen]
-        word = self._addresses(group, where).astype(np.int64)[chosen] // 4
+        if ".shared::cluster" in name:
+            block, address = self._cluster_address(group, where)
+        else:
+            block, address = group.threads // self.block[0], self._addresses(group, where).astype(np.int64)
+        block, word = block[chosen], address[chosen] // 4
         if name == "mbarrier.init.shared.b64":
-            if (word % 2).any() or (self.pending[block, word] >= 0).any():
+            if (word % 2).any() or (self.count[block, word] >= 0).any():
                 raise Fault("two barriers in one place, or not aligned")
-            self.pending[block, word] = operands[1]
+            self.count[block, word] = self.pending[block, word] = operands[1]
             return True
-        if (self.pending[block, word] < 0).any():
+        if (self.count[block, word] < 0).any():
             raise Fault("there is no barrier")
-        if name == "mbarrier.arrive.expect_tx.shared::cta.b64":
+        if name.startswith("mbarrier.arrive"):
+            if name not in ARRIVALS:
+                raise Fault("is not an instruction that this machine knows")
             np.subtract.at(self.pending, (block, word), 1)
-            np.add.at(self.bytes, (block, word), operands[2])
-            if (self.pending[block, word] < 0).any():
-                raise Fault("more arrivals than there should be")
+            if "expect_tx" in name:
+                np.add.at(self.bytes, (block, word), operands[2])
+            self._turn_over(block, word)
             return True
-        if name != "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64" or operands[2] != 0:
+        if name not in WAITS or operands[2] not in (0, 1):
             raise Fault("is not an instruction that this machine knows")
-        if (self.seen[group.threads] != word).any():
-            self.seen[group.threads] = word
-            group.at -= 1
-            self.parked.append(("count", group))
+        over = self._over(group, group.function.code[group.at - 1])
+        if not over.all():
+            waits = group.part(~over)
+            waits.at -= 1
+            self.parked.append(("count", waits))
+            if not over.any():
+                return False
+            goes = group.part(over)
+            goes.at -= 1
+            self.ready.append(goes)
             return False
-        self._write(group, operands[0], np.ones(len(group.threads), np.bool_))
+        for one in np.unique(word):
+            seen = self.seen.setdefault(int(one), np.zeros(len(self.exited), np.int64))
+            own = word == one
+            seen[group.threads[own]] = self.turn[block[own], one]
+        self._write(group, operands[0], over)
         return True
+
+    def _over(self, group: _Group, instruction: Instruction) -> npt.NDArray[np.bool_]:
+        """Of threads that wait: whether the turn of that parity is over."""
+        _, where, parity = instruction.operands
+        word = self._addresses(group, where).astype(np.int64) // 4
+        over: npt.NDArray[np.bool_] = self.turn[group.threads // self.block[0], word] % 2 != parity
+        return over

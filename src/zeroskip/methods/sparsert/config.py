@@ -10,7 +10,7 @@ from zeroskip.core.layer import PRECISION_BYTES, ConvShape, Layer
 from zeroskip.cuda.limits import MOST_BLOCKS, REGISTERS
 from zeroskip.pack.row_groups import Balance, RowGroups
 
-FLOAT, BARRIER = 4, 8
+FLOAT, BARRIER, LINE = 4, 8, 128
 """Bytes."""
 MOST_SHARED = 227 * 1024
 """Bytes that a block can have on any GPU with clusters; ``bind`` asks the one at hand."""
@@ -47,6 +47,10 @@ class SparseRTConfig:
     channels, so that where they lie is an argument and not in the code.  ``terms``: 0 sums in float32; else products of
     float16 are added to up to so many in float16, whose sums go to float32.  ``registers`` of a thread at most: what
     its sums leave holds elements of x on their way.
+
+    ``slab``: 0, or how many input channels of x the copy engine brings to shared memory at a time, ``stages`` of them
+    under way; ``mates`` blocks of a cluster, of neighbouring rows and the same pixels, each ask for a part of every
+    slab, which goes to all of them (``slabs.py``).
     """
 
     rows: int
@@ -62,6 +66,9 @@ class SparseRTConfig:
     gaps: bool = False
     terms: int = 0
     registers: int = 64
+    slab: int = 0
+    stages: int = 1
+    mates: int = 1
 
     def __post_init__(self) -> None:
         sizes = (self.rows, self.pieces, self.warps, self.stack, self.groups)
@@ -83,8 +90,14 @@ class SparseRTConfig:
             raise ValueError(f"blocks of a cluster bring their sums once, they do not walk: {self}")
         if self.terms and self.vector == 1:
             raise ValueError(f"float16 is computed with in pairs, vector must be at least 2: {self}")
-        if self.shared_bytes > MOST_SHARED:
-            raise ValueError(f"a block would need {self.shared_bytes} bytes of shared memory: {self}")
+        if self.exchange_bytes > MOST_SHARED:
+            raise ValueError(f"a block would need {self.exchange_bytes} bytes of shared memory: {self}")
+        if self.slab < 0 or self.stages < 1 or self.mates not in (1, 2, 4, 8) or self.slab % self.mates:
+            raise ValueError(f"mates are 1, 2, 4 or 8 and share the channels of a slab, got {self}")
+        if self.slab and (self.parts > 1 or self.walk or self.halo or self.pieces > 1):
+            raise ValueError(f"x comes in slabs to whole row groups of one tile and one piece: {self}")
+        if not self.slab and (self.stages, self.mates) != (1, 1):
+            raise ValueError(f"stages and mates are for x in slabs, got {self}")
 
     @property
     def columns(self) -> int:
@@ -112,7 +125,8 @@ class SparseRTConfig:
 
     @property
     def threads(self) -> int:
-        return self.lanes * self.teams
+        """With the warp that asks for slabs."""
+        return self.lanes * self.teams + (32 if self.slab else 0)
 
     @property
     def room(self) -> int:
@@ -131,6 +145,11 @@ class SparseRTConfig:
         return self.groups * self.split
 
     @property
+    def cluster(self) -> int:
+        """Blocks of a cluster, which follow each other in z."""
+        return self.split * self.mates
+
+    @property
     def chunk(self) -> int:
         """Rows of a group that one of its teams finishes, at most."""
         return -(-self.rows // self.parts)
@@ -141,7 +160,7 @@ class SparseRTConfig:
         return -(-self.teams // 2) * 2 * BARRIER if self.split > 1 else 0
 
     @property
-    def shared_bytes(self) -> int:
+    def exchange_bytes(self) -> int:
         """The barriers, and the sums that other teams bring to those that finish rows."""
         return self.barrier_bytes + self.teams * self.chunk * (self.parts - 1) * self.tile * FLOAT
 
@@ -152,12 +171,28 @@ class SparseRTConfig:
         return (self.registers - self.sums - OTHERS - loop) // self.pieces - OTHERS_OF_PIECE
 
     def blocks(self, shape: ConvShape) -> int:
-        """Of rows."""
-        return -(-shape.k // (self.rows * self.stack))
+        """Of rows; mates may have none."""
+        return -(-shape.k // (self.rows * self.stack * self.mates)) * self.mates
+
+    def span(self, shape: ConvShape) -> int:
+        """Pixels that a block computes: of its tile, if x comes in slabs, whole images, or a part of one."""
+        plane = shape.p * shape.q
+        return min(self.tile // plane, shape.n) * plane if self.slab and plane <= self.tile else self.tile
 
     def tiles(self, shape: ConvShape) -> int:
         """Of pixels."""
-        return -(-shape.n * shape.p * shape.q // self.tile)
+        return -(-shape.n * shape.p * shape.q // self.span(shape))
+
+    def shared_bytes(self, layer: Layer) -> int:
+        """Of a block."""
+        if not self.slab:
+            return self.exchange_bytes
+        return self.control_bytes + self.stages * self.slab * self.span(layer.shape) * PRECISION_BYTES[layer.precision]
+
+    @property
+    def control_bytes(self) -> int:
+        """The barriers of slabs: three for each stage, in lines of 128 bytes."""
+        return -(-3 * self.stages * BARRIER // LINE) * LINE
 
 
 @dataclass(frozen=True)
@@ -208,5 +243,23 @@ def check(layer: Layer, config: SparseRTConfig) -> None:
         raise ValueError(f"an output with gaps is written pixel by pixel: {config}")
     if config.walk >= max(config.tiles(shape), 1):
         raise ValueError(f"{config.walk} blocks would walk {config.tiles(shape)} tiles: {config}")
+    if config.slab:
+        _check_slabs(layer, config)
     if config.blocks(shape) > MOST_BLOCKS:
         raise ValueError(f"{shape.k} rows make more than {MOST_BLOCKS} blocks: {config}")
+
+
+def _check_slabs(layer: Layer, config: SparseRTConfig) -> None:
+    shape, span, item = layer.shape, config.span(layer.shape), PRECISION_BYTES[layer.precision]
+    plane = shape.p * shape.q
+    if not flat(shape):
+        raise ValueError(f"x in slabs is for 1x1 convolutions of stride 1, the layer is {shape}: {config}")
+    if shape.n * plane % span or (plane > span and plane % span):
+        raise ValueError(f"{shape.n} images of {plane} pixels are no multiple of {span}: {config}")
+    if shape.c % config.slab:
+        raise ValueError(f"{shape.c} channels are no multiple of {config.slab}: {config}")
+    copied = span if plane > span else plane * (config.slab // config.mates)
+    if copied * item % 16 or (plane > span and plane * item % 16):
+        raise ValueError(f"what is copied of an image of {plane} pixels is no multiple of 16 bytes: {config}")
+    if config.shared_bytes(layer) > MOST_SHARED:
+        raise ValueError(f"a block would need {config.shared_bytes(layer)} bytes of shared memory: {config}")

@@ -70,13 +70,14 @@ class SparseRTRun:
 
     def __init__(self, packed: SparseRTPacked, built: bytes, device: Device) -> None:
         config, shape = packed.config, packed.layer.shape
-        if config.shared_bytes > device.shared_bytes:
-            raise Unsupported(f"a block would need {config.shared_bytes} bytes of shared memory: {config}")
+        self.shared_bytes = config.shared_bytes(packed.layer)
+        if self.shared_bytes > device.shared_bytes:
+            raise Unsupported(f"a block would need {self.shared_bytes} bytes of shared memory: {config}")
         self.kernel = load(built)
-        self.grid = (config.walk or config.tiles(shape), config.blocks(shape), config.split)
+        blocks = config.blocks(shape) // config.mates
+        self.grid = (config.walk or config.tiles(shape), blocks, config.cluster)
         self.block = (config.threads, 1, 1)
-        self.cluster = (1, 1, config.split) if config.split > 1 else None
-        self.shared_bytes = config.shared_bytes
+        self.cluster = (1, 1, config.cluster) if config.cluster > 1 else None
         self.halo, self.gaps = shape.padding if config.halo else None, config.gaps
 
     def __call__(

@@ -29,6 +29,7 @@ from zeroskip.cuda.limits import CLUSTERS
 from zeroskip.methods.sparsert.config import BARRIER, SparseRTPacked
 from zeroskip.methods.sparsert.function import POINTERS, STRIDES, Team, function, parameters
 from zeroskip.methods.sparsert.ptx import BITS, Body, half_pairs, singles
+from zeroskip.methods.sparsert.slabs import Slabs
 
 SYMBOL = "sparsert"
 OLDEST = 80
@@ -42,14 +43,16 @@ def emit(packed: SparseRTPacked, arch: str) -> str:
         Unsupported: the configuration needs clusters, which ``arch`` has not.
     """
     config, hopper = packed.config, generation(arch) >= CLUSTERS
-    if config.split > 1 and not hopper:
-        raise Unsupported(f"{arch} has no clusters: {config}")
+    if (config.split > 1 or config.slab) and not hopper:
+        raise Unsupported(f"{arch} has no clusters and no copy engine: {config}")
+    if config.mates > 1 and arch[-1] not in "af":
+        raise Unsupported(f"{arch} copies to several blocks slowly, {arch}a would not: {config}")
     functions = [function(packed, team, hopper) for team in _teams(packed)]
     head = [
-        ".version 8.1",
-        f".target sm_{CLUSTERS if hopper else OLDEST}",
+        ".version 8.6" if generation(arch) > CLUSTERS and config.mates > 1 else ".version 8.1",
+        f".target {arch}" if config.mates > 1 else f".target sm_{CLUSTERS if hopper else OLDEST}",
         ".address_size 64",
-        *([".extern .shared .align 16 .b8 sums[];"] if config.parts > 1 else []),
+        *([".extern .shared .align 16 .b8 sums[];"] if config.parts > 1 or config.slab else []),
     ]
     return "\n".join([*head, *functions, _entry(packed, len(functions), hopper), ""])
 
@@ -94,8 +97,15 @@ def _entry(packed: SparseRTPacked, functions: int, hopper: bool) -> str:
         body.put("fence.mbarrier_init.release.cluster")
         body.put("barrier.cluster.arrive.relaxed.aligned")
         body.put("barrier.cluster.wait.aligned")
+    if config.slab:
+        slabs, base = Slabs.of(packed.layer, config), body.to("r", "mov.u32", "sums")
+        slabs.begin(body, thread, base)
+    if config.cluster > 1:
         rank = body.to("r", "mov.u32", "%ctaid.z")
-        index = body.to("r", "mad.lo.u32", f"{index}, {config.split}, {rank}")
+        index = body.to("r", "mad.lo.u32", f"{index}, {config.cluster}, {rank}")
+    if config.slab:
+        asks = body.to("p", "setp.ge.u32", f"{thread}, {config.lanes * config.teams}")
+        body.put(f"@{asks} bra ASK")
     if config.teams > 1:
         index = body.to("r", "mad.lo.u32", f"{index}, {config.teams}, {body.quotient(thread, config.lanes)}")
     if functions > 1:
@@ -111,6 +121,15 @@ def _entry(packed: SparseRTPacked, functions: int, hopper: bool) -> str:
         body.put(f"call.uni code_{code}, ({', '.join(f'a{at}' for at in range(len(arguments)))})")
         body.put("exit")
         body.lines.append("\t}")
+    if config.slab:
+        body.label("ASK")
+        body.put("griddepcontrol.wait")
+        known = {name: register for (_, name), (_, register) in zip(parameters(packed), arguments, strict=True)}
+        x = body.to("d", "cvta.to.global.u64", known["x"])
+        tile = body.to("r", "mov.u32", "%ctaid.x")
+        lane = body.to("r", "and.b32", f"{thread}, 31")
+        slabs.bring(body, packed.layer, x, known.get("x_image", ""), tile, rank if config.mates > 1 else "", lane)
+        body.put("exit")
     types = [f".param .u64 {name}" for name in POINTERS] + [f".param .u32 {name}" for name in STRIDES]
     return "\n".join(
         [
@@ -118,7 +137,7 @@ def _entry(packed: SparseRTPacked, functions: int, hopper: bool) -> str:
             f".reqntid {config.threads}",
             f".maxnreg {config.registers}",
             # Of a size that the launch says: ptxas need not write code for blocks without a cluster.
-            *([".explicitcluster"] if config.split > 1 else []),
+            *([".explicitcluster"] if config.cluster > 1 else []),
             "{",
             body.text(),
             "}",

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from zeroskip.core.layer import PRECISION_BYTES
 from zeroskip.methods.sparsert.config import BARRIER, FLOAT, SparseRTPacked, beyond, flat
 from zeroskip.methods.sparsert.ptx import BITS, Body, Kind, operand, single, width
+from zeroskip.methods.sparsert.slabs import Slabs
 
 POINTERS = ("x", "y", "residual")
 STRIDES = ("x_image", "y_image", "y_channel", "y_row", "r_image")
@@ -103,7 +104,7 @@ class _Code:
         vector = self.config.vector
         self.word: Kind = "f" if self.item == FLOAT else "h" if vector == 1 else "r"
         self.words = vector // 2 if self.word == "r" else vector
-        self.load = f"ld.global{width(self.words)}{'.f32' if self.word == 'f' else BITS[self.word]}"
+        self.slabs = Slabs.of(self.layer, self.config) if self.config.slab else None
         rows, columns = self.shape.padding if self.config.halo else (0, 0)
         self.x_row = self.shape.w + 2 * columns
         self.x_channel = (self.shape.h + 2 * rows) * self.x_row
@@ -129,6 +130,9 @@ class _Code:
         if config.walk:
             body.label("NEXT")
         self.pieces = [self._piece(index) for index in range(config.pieces)]
+        if self.slabs is not None:
+            self.base = body.to("r", "mov.u32", "sums")
+            self.first = body.to("p", "setp.eq.u32", f"{body.to('r', 'and.b32', f'{self.lane}, 31')}, 0")
         if self.hopper and not config.walk:
             body.put("griddepcontrol.wait")
         own = team.owned(team.part)
@@ -155,10 +159,12 @@ class _Code:
         count, first = shape.n * shape.p * shape.q, self.lane
         if config.vector > 1:
             first = body.to("r", "mul.lo.u32", f"{first}, {config.vector}")
-        number = body.to("r", "mad.lo.u32", f"{self.tile}, {config.tile}, {first}")
+        if (span := config.span(shape)) < config.tile:
+            first = body.to("r", "min.u32", f"{first}, {span - config.vector}")  # as below
+        number = body.to("r", "mad.lo.u32", f"{self.tile}, {span}, {first}")
         if index:
             number = body.to("r", "add.u32", f"{number}, {index * config.lanes * config.vector}")
-        if count % config.tile:
+        if count % span:
             # Threads behind the last pixel compute the last one too, and store the same bits.  With a test before the
             # store ptxas would not take a warp's threads for one any more and would fetch what is common to them anew
             # for every few loads: a tenth more instructions.
@@ -174,10 +180,20 @@ class _Code:
             top = top or body.to("r", "mov.u32", f"{up}")
             left = body.to("r", "mad.lo.s32", f"{column}, {shape.stride[1]}, {-shape.padding[1]}")
             offset = body.to("r", "mad.lo.s32", f"{top}, {self.x_row}, {left}")
+        if self.slabs is not None:
+            return _Piece(self._place(first, self.slabs), image, pixel, row, column, top, left)
         x = body.to("d", "mad.wide.s32", f"{offset}, {self.item}, {self.known['x']}")
         if image:
             x = body.to("d", "mad.wide.s32", f"{image}, {self.known['x_image']}, {x}")
         return _Piece(x, image, pixel, row, column, top, left)
+
+    def _place(self, pixel: str, slabs: Slabs) -> str:
+        """The address of a pixel of the tile in shared memory, but for stage and channel."""
+        body, base = self.body, self.body.to("r", "mov.u32", "sums")
+        if slabs.images > 1:
+            image, pixel = body.divided(pixel, self.shape.p * self.shape.q)
+            base = body.to("r", "mad.lo.u32", f"{image}, {slabs.image}, {base}")
+        return body.to("r", "mad.lo.u32", f"{pixel}, {self.item}, {base}")
 
     def _output(self, piece: _Piece, tensor: str, row: int) -> str:
         """The address of a piece in a row of y or of the residual."""
@@ -199,6 +215,8 @@ class _Code:
     # -- products ---------------------------------------------------------------------------------------
     def _multiply(self) -> None:
         """Add x times weight to the sums, for every nonzero."""
+        if self.slabs is not None:
+            return self._multiply_slabs(self.slabs)
         body, channels, nonzeros, pieces = self.body, self.shape.c, self.team.nonzeros, self.pieces
         channel = self.item * self.x_channel
         never, count, tap, first, ring = "", 0, -1, 0, _Ring()
@@ -218,18 +236,36 @@ class _Code:
             offset = first + column * channel
             if not ring.tests:
                 for piece in pieces:
-                    words += self._load(f"[{piece.x}+{offset}]")
+                    words += self._load("global", f"[{piece.x}+{offset}]")
             else:
                 words += [self._tested(f"[{piece.x}+{offset}]", ring, at) for at, piece in enumerate(pieces)]
                 ring.turn += 1
-            if self.config.terms:
-                for place, weight in entries:
-                    self._chain(place, weight, words)
-            else:
-                elements = words if self.item == FLOAT else [one for word in words for one in self._single(word)]
-                self._add(entries, elements)
+            self._products(entries, words)
         for place in list(self.chains):
             self._end_chain(place)
+
+    def _multiply_slabs(self, slabs: Slabs) -> None:
+        """The same where x comes in slabs: every slab is waited for, and left when its last load was made."""
+        (piece,), nonzeros, at = self.pieces, self.team.nonzeros, 0
+        for slab in range(slabs.count):
+            slabs.take(self.body, self.base, slab)
+            while at < len(nonzeros) and nonzeros[at][0] // self.config.slab == slab:
+                column, entries = nonzeros[at]
+                offset = slabs.stage(slab) + column % self.config.slab * slabs.pitch
+                self._products(entries, self._load("shared", f"[{piece.x}+{offset}]"))
+                at += 1
+            slabs.leave(self.body, self.base, slab, self.first)
+        for place in list(self.chains):
+            self._end_chain(place)
+
+    def _products(self, entries: Sequence[tuple[int, str]], words: Sequence[str]) -> None:
+        """One column's, of what was loaded of it."""
+        if self.config.terms:
+            for place, weight in entries:
+                self._chain(place, weight, words)
+        else:
+            elements = words if self.item == FLOAT else [one for word in words for one in self._single(word)]
+            self._add(entries, elements)
 
     def _add(self, entries: Sequence[tuple[int, str]], elements: Sequence[str]) -> None:
         """One column's products; written for speed, as this is most of the text."""
@@ -296,10 +332,11 @@ class _Code:
         self.body.put(f"@{ring.tests[at]} ld.global.{kind} {target}, {where}")
         return target
 
-    def _load(self, where: str) -> list[str]:
+    def _load(self, space: str, where: str) -> list[str]:
         """``vector`` neighbouring elements: one register for each, but for pairs of 16 bits."""
         words = self.body.several(self.word, self.words)
-        self.body.lines.append(f"\t{self.load} {operand(words)}, {where};")
+        kind = ".f32" if self.word == "f" else BITS[self.word]
+        self.body.lines.append(f"\tld.{space}{width(self.words)}{kind} {operand(words)}, {where};")
         return words
 
     def _single(self, word: str) -> list[str]:
@@ -411,7 +448,7 @@ class _Code:
     # -- the end of the layer ---------------------------------------------------------------------------
     def _residual(self, row: int) -> list[str]:
         """In float32."""
-        words = [word for piece in self.pieces for word in self._load(self._output(piece, "residual", row))]
+        words = [word for piece in self.pieces for word in self._load("global", self._output(piece, "residual", row))]
         return [element for word in words for element in self._single(word)]
 
     def _finish(self, place: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zeroskip.core.device import Device
 from zeroskip.core.graph import Segment
-from zeroskip.core.layer import Layer
+from zeroskip.core.layer import PRECISION_BYTES, Layer
 from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate, LayerMethod, Parameters, Run
 from zeroskip.methods.sparsert import cuda
@@ -52,6 +52,8 @@ class SparseRT(LayerMethod[SparseRTConfig, SparseRTPacked]):
         others = len(segment.inputs) - 1
         planes = Layout("nchw", (0, 0), aligned=config.vector)
         x = Layout("nchw", layer.shape.padding) if config.halo else planes
+        if config.slab:
+            x = Layout("nchw", (0, 0), aligned=16 // PRECISION_BYTES[layer.precision])
         y = Layout("nchw", writes_halo=True) if config.gaps else Layout("nchw", (0, 0))
         return Candidate(config, (x, *(planes,) * others), (y,))
 
