@@ -14,15 +14,15 @@ GRADIENTS, BLOCK = 64, 64
 DAMPING = 1e-2
 """Added to a Fisher matrix's diagonal, as a share of the mean diagonal of its layer."""
 BLOCKS_AT_ONCE = 4096
-"""Inverted together; 134 MB."""
+"""Inverted together; 134 MB each for matrices and inverses."""
 
 
 class Fisher:
     """The last gradients of those weights of a layer that are still there, and the weights' scores.
 
     The score of a weight w is w^2 / [F^-1] with the diagonal element of the inverse of F, the empirical Fisher matrix
-    of `BLOCK` neighbours (row-major, weights that are gone left out), damped. Half of it is how much the loss grows,
-    to the second order, if w goes and its neighbours make up for it.
+    of `BLOCK` neighbours (row-major, weights that are gone left out), damped. In proportion to it the loss grows, to
+    the second order, if w goes and its neighbours make up for it. Gradients are those of whole batches.
 
     Args:
         mask: bool, of the weight's shape: which weights are there.
@@ -33,42 +33,55 @@ class Fisher:
     """
 
     def __init__(self, mask: Tensor, gradients: Iterable[Tensor] = ()) -> None:
-        self._places = mask.flatten().nonzero().squeeze(1)
+        self._places = mask.flatten().nonzero().squeeze(1).int()
         self._seen = deque((one.to(mask.device) for one in gradients), maxlen=GRADIENTS)
 
     def __len__(self) -> int:
         return len(self._seen)
 
-    @torch.no_grad()
-    def see(self, gradient: Tensor) -> None:
-        """Remember a gradient of the weight's shape, in bfloat16; what is infinite or NaN there counts as 0.
+    def __bool__(self) -> bool:
+        """Whether some gradient was not 0."""
+        return any(bool(one.any()) for one in self._seen)
 
-        A step that overflowed under a gradient scaler has such gradients, and changes no weight.
-        """
-        there = gradient.flatten()[self._places].to(torch.bfloat16)
-        self._seen.append(there.nan_to_num_(0.0, 0.0, 0.0))
+    @torch.no_grad()
+    def see(self, gradient: Tensor, counts: Tensor) -> None:
+        """Remember a gradient of the weight's shape, in bfloat16; zeros unless it `counts`, a bool of no dimensions."""
+        there = gradient.flatten().index_select(0, self._places).to(torch.bfloat16)
+        self._seen.append(torch.where(counts.to(there.device), there, 0))
 
     def keep(self, mask: Tensor) -> None:
         """Forget the weights that went: `mask` keeps no other weights than the one before."""
-        left = mask.flatten()[self._places]
+        left = mask.flatten()[self._places.long()].nonzero().squeeze(1)
         self._places = self._places[left]
         self._seen = deque((gradient[left] for gradient in self._seen), maxlen=GRADIENTS)
 
+    def forget(self) -> None:
+        """All gradients so far."""
+        self._seen.clear()
+
     @torch.no_grad()
     def score(self, weight: Tensor) -> Tensor:
-        """float32 of the weight's shape, 0 where weights are gone. At least one gradient must have been seen."""
-        gradients = self.gradients().float()
-        count = len(self._places)
-        damping = DAMPING * gradients.square().mean().clamp(min=1e-12)
-        blocks = nn.functional.pad(gradients, (0, -count % BLOCK)).view(len(gradients), -(-count // BLOCK), BLOCK)
+        """float64 of the weight's shape, 0 where weights are gone. At least one gradient must have been seen."""
+        scores = torch.zeros(weight.numel(), dtype=torch.float64, device=weight.device)
+        count, places = len(self._places), self._places.long()
+        if not count:
+            return scores.view(weight.shape)
+        # Of gradients in units of their root mean square, so that no scale of the loss is too large or too small.
+        largest = torch.stack([one.abs().amax() for one in self._seen]).amax().float()
+        largest = torch.where(largest > 0, largest, 1)
+        unit = largest * torch.stack([(one.float() / largest).square().mean() for one in self._seen]).mean().sqrt()
         diagonals = []
-        for some in torch.split(blocks, BLOCKS_AT_ONCE, dim=1):
-            fisher = torch.einsum("gbi,gbj->bij", some, some).double() / len(gradients)
-            fisher.diagonal(dim1=1, dim2=2).add_(damping)
-            diagonals.append(torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2).flatten())
-        inverse = torch.cat(diagonals)[:count].clamp(min=1e-30)
-        scores = torch.zeros(weight.numel(), device=weight.device)
-        scores[self._places] = (weight.flatten()[self._places].double().square() / inverse).float()
+        # What surrounds a step of training may compute in half precision.
+        with torch.autocast(weight.device.type, enabled=False):
+            for first in range(0, count, BLOCK * BLOCKS_AT_ONCE):
+                some = torch.stack([one[first : first + BLOCK * BLOCKS_AT_ONCE] for one in self._seen])
+                some = some.float() / torch.where(unit > 0, unit, 1)
+                blocks = nn.functional.pad(some, (0, -some.shape[1] % BLOCK)).view(len(some), -1, BLOCK)
+                fisher = torch.einsum("gbi,gbj->bij", blocks, blocks).double() / len(blocks)
+                fisher.diagonal(dim1=1, dim2=2).add_(DAMPING)
+                diagonals.append(torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2).flatten()[: some.shape[1]])
+        there = weight.flatten()[places].double() * torch.where(unit > 0, unit.double(), 1e-30)
+        scores[places] = there.square() / torch.cat(diagonals)
         return scores.view(weight.shape)
 
     def gradients(self) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .config import PruneConfig
@@ -34,10 +35,11 @@ class GradualPruner(Pruner):
         pattern, scope, skip, only, permute, example: as for `zeroskip.pruning.prune`, except that there is no
             pattern "filters". Channels are permuted here and now.
         score: "magnitude": the smallest weights go. "fisher": those without which the loss grows least, as the
-            gradients of the last steps tell (see `zeroskip.pruning.fisher`), better at 95% zeros and more. They are
-            read from the weights' `grad` in `step`, so call `optimizer.zero_grad()` after it or before the next
-            backward pass. Until the last change of masks they take 128 bytes for each weight that is left, in
-            checkpoints too, and each change takes some seconds for ten million weights on a GPU.
+            gradients of the last steps tell (see `zeroskip.pruning.fisher` and docs/PRUNING.md for what it gains). They
+            are read from the weights' `grad` in `step`, so call `optimizer.zero_grad()` after it or before the next
+            backward pass. Until the last change of masks they take 132 bytes for each weight that is left, in
+            checkpoints 128; on a CPU a change takes seconds for each million weights. torch's SGD with nesterov and
+            without weight decay adds its momentum to the gradients where it takes all tensors at once: foreach=False.
 
     Raises:
         ValueError: as for `prune`, and unless 0 <= begin < end and every >= 1.
@@ -65,6 +67,12 @@ class GradualPruner(Pruner):
         self._fisher: dict[str, Fisher] = {}
         super().__init__(model, PruneConfig.of(sparsity, pattern, scope, skip, only, permute, score), example)
         if self.config.score == "fisher":
+            for name, layer in self._pruned.items():
+                if not layer.weight.requires_grad:
+                    raise ValueError(
+                        f"layer {name!r}: got a weight that does not train, expected gradients for the score; "
+                        f"skip=[{name!r}] leaves it alone"
+                    )
             self._fisher = {name: Fisher(mask) for name, mask in self._masks.items()}
 
     def step(self) -> bool:
@@ -72,13 +80,10 @@ class GradualPruner(Pruner):
 
         True if the masks were chosen anew.
 
-        Raises ValueError where they are due by gradients, and a layer had none.
+        Raises ValueError where they are due by gradients, and a layer had none, or all layers had zeros.
         """
         self._step += 1
-        if any(self._schedule.due(self._step + ahead) for ahead in range(GRADIENTS)):
-            for name, fisher in self._fisher.items():
-                if (gradient := self._pruned[name].weight.grad) is not None:
-                    fisher.see(gradient)
+        self._see()
         due = self._schedule.due(self._step)
         if due:
             final = self.config.final_sparsity
@@ -97,15 +102,35 @@ class GradualPruner(Pruner):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._fisher = {name: Fisher(self._masks[name], seen) for name, seen in state["gradients"].items()}
+        self._fisher = {name: Fisher(self._masks[name], seen) for name, seen in state.get("gradients", {}).items()}
+
+    def _see(self) -> None:
+        """Remember this step's gradients, if the masks change soon."""
+        if not any(self._schedule.due(self._step + ahead) for ahead in range(GRADIENTS)):
+            for fisher in self._fisher.values():
+                fisher.forget()
+            return
+        found = {name: self._pruned[name].weight.grad for name in self._fisher}
+        gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
+        finite = [gradient.isfinite().all() for gradient in gradients.values()]
+        if finite:
+            # A gradient scaler skips a step that overflowed in any layer, and may leave all gradients scaled.
+            counts = torch.stack([one.to(finite[0].device) for one in finite]).all()
+            for name, gradient in gradients.items():
+                self._fisher[name].see(gradient, counts)
+        if self._schedule.due(self._step) and self._fisher and not any(self._fisher.values()):
+            raise ValueError(
+                f"gradients: got none but zeros by step {self._step}, expected those of the loss; call step() after "
+                "optimizer.step() and before zero_grad()"
+            )
 
     def _score(self, name: str, weight: Tensor) -> Tensor:
         if name not in self._fisher:
             return super()._score(name, weight)
         if not len(self._fisher[name]):
             raise ValueError(
-                f"layer {name!r}: got no gradient by step {self._step}, expected one of each step; call step() after "
-                f"optimizer.step() and before zero_grad(), and leave layers that do not train alone: skip=[{name!r}]"
+                f"layer {name!r}: got no gradient by step {self._step}, expected one of each step; leave a layer that "
+                f"does not train alone: skip=[{name!r}]"
             )
         return self._fisher[name].score(weight)
 

@@ -61,7 +61,7 @@ class PruneLog:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to `state`, the file with the next entry. Raises ValueError for the log of another configuration."""
-        if state["config"] != self.config.to_json():
+        if PruneConfig.from_json(state["config"]) != self.config:
             raise ValueError(
                 f"log: got one of {state['config']}, expected {self.config.to_json()}; resume with the same arguments"
             )

@@ -18,11 +18,11 @@ class Pruner(ABC):
     Sparsity starts at what the network has now, zero weights being counted as pruned (so load its weights
     first), and never falls: a pruned weight stays zero, whatever momentum the optimizer keeps for it.
 
-    Masks depend on the weights alone, without randomness. Under DistributedDataParallel (torchrun) every rank
-    holds the same weights, so each runs its own pruner and all agree without communication. What that takes:
-    wrap the network first, which gives all ranks the weights of rank 0, then build the pruner on the inner
-    network (`ddp.module`, whose names `skip` and `only` match); the same arguments and calls on every rank.
-    `check_ranks` raises where they differ all the same.
+    Masks depend on the weights, and with some scores on their gradients, without randomness. Under
+    DistributedDataParallel (torchrun) every rank holds the same of both, so each runs its own pruner and all agree
+    without communication. What that takes: wrap the network first, which gives all ranks the weights of rank 0,
+    then build the pruner on the inner network (`ddp.module`, whose names `skip` and `only` match); the same
+    arguments and calls on every rank. `check_ranks` raises where they differ all the same.
     """
 
     def __init__(self, model: nn.Module, config: PruneConfig, example: Tensor | None) -> None:
@@ -90,7 +90,7 @@ class Pruner(ABC):
         expected = {name: tuple(mask.shape) for name, mask in self._masks.items()}
         for what, has, wants in (
             ("masks", got, expected),
-            ("config", state["config"], self.config.to_json()),
+            ("config", PruneConfig.from_json(state["config"]).to_json(), self.config.to_json()),
             ("schedule", state["schedule"], self._schedule_key()),
         ):
             if has != wants:
