@@ -1,25 +1,45 @@
-"""Compile every CUDA kernel that the methods list, for every architecture; a table, and exit code 1 beyond a budget.
+"""Compile CUDA kernels for every architecture; a table, and exit code 1 beyond a budget.
 
-``python tools/kernels.py [METHOD ...]``.  Needs no GPU.  Nothing comes from the user's cache or goes there.
+    python tools/kernels.py [METHOD ...]                                    # what the methods list, as CI does
+    python tools/kernels.py [METHOD ...] --suites benchmarks/suites/*.toml  # and what they propose for these layers
+
+Needs no GPU.  Nothing comes from the user's cache or goes there.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import pkgutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from zeroskip import methods
-from zeroskip.core.errors import CompileError
-from zeroskip.cuda.compile import Instance, Resources, build, ready, resources
+from zeroskip.core.device import Device
+from zeroskip.core.errors import CompileError, Unsupported
+from zeroskip.core.graph import Segment
+from zeroskip.core.method import Candidate, LayerMethod, Parameters
+from zeroskip.cuda.compile import Instance, Resources, build, ready, resources, unpack
+from zeroskip.methods import registry
+from zeroskip.report.layers import layer_of
+from zeroskip.report.suite import read_suite
+from zeroskip.report.workload import missing_data
 
-ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+DEVICES = {
+    "sm_80": Device("cuda", "A100", 40 << 20, arch="sm_80", num_sms=108, shared_bytes=163 * 1024),
+    "sm_90a": Device("cuda", "H100", 50 << 20, arch="sm_90a", num_sms=132, shared_bytes=227 * 1024),
+    "sm_100": Device("cuda", "B200", 126 << 20, arch="sm_100", num_sms=148, shared_bytes=227 * 1024),
+}
+"""One GPU of each architecture, to propose for."""
+ARCHITECTURES = tuple(DEVICES)
 
 
 def instances() -> Iterator[tuple[str, Instance]]:
@@ -41,17 +61,58 @@ def _compile(instance: Instance, arch: str) -> tuple[Resources | str, float]:
     return found, time.perf_counter() - start
 
 
-def main(chosen: list[str]) -> int:
+def _proposed(suites: Sequence[Path], budgets: Mapping[str, int], pool: ThreadPoolExecutor) -> tuple[int, list[str]]:
+    """Compile what methods with kernels propose for the layers of suites: how many kernels, and what is wrong."""
+    found: dict[bytes, str] = {}
+    cases = [case for path in suites for case in read_suite(path).cases if case.kind == "layer"]
+    for case in cases:
+        if missing_data(case) is not None:
+            continue
+        segment, parameters = layer_of(case)
+        for arch, device in DEVICES.items():
+            jobs = []
+            for name in budgets:
+                method = registry()[name]
+                if isinstance(method, LayerMethod) and method.supports(segment.layer, device) is None:
+                    jobs += [(name, method, candidate) for candidate in _configs(method, segment, device)]
+
+            built = partial(_built, segment, parameters, device)
+            for binary, name in pool.map(built, jobs):
+                if binary is not None and binary not in found:
+                    objection = Instance(Path(), "", budgets[name]).objection(resources(binary))
+                    found[binary] = f"{unpack(binary).symbol} ({arch}): {objection}" if objection else ""
+        print(f"{len(found):6} kernels after {case.name}, batch {case.batch}, {case.precision}", flush=True)
+    return len(found), [objection for objection in found.values() if objection]
+
+
+def _built(
+    segment: Segment, parameters: Parameters, device: Device, job: tuple[str, LayerMethod[Any, Any], Candidate[Any]]
+) -> tuple[bytes | None, str]:
+    name, method, candidate = job
+    return method.build(method.pack(segment, parameters, candidate.config), device), name
+
+
+def _configs(method: LayerMethod[Any, Any], segment: Segment, device: Device) -> Sequence[Candidate[Any]]:
+    try:
+        return method.configs(segment, device)
+    except Unsupported:
+        return []
+
+
+def main(words: Sequence[str] | None = None) -> int:
     """Print the table; the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("methods", nargs="*")
+    parser.add_argument("--suites", nargs="+", type=Path, default=[])
+    args = parser.parse_args(words)
     if reason := ready():
         print(reason, file=sys.stderr)
         return 2
-    jobs = [
-        (method, instance, arch)
-        for method, instance in instances()
-        if not chosen or method in chosen
-        for arch in ARCHITECTURES
-    ]
+    listed = [(method, instance) for method, instance in instances() if not args.methods or method in args.methods]
+    jobs = [(method, instance, arch) for method, instance in listed for arch in ARCHITECTURES]
+    budgets: dict[str, int] = {}
+    for method, instance in listed:
+        budgets[method] = max(instance.spill_budget, budgets.get(method, 0))
     print("registers  spills  stack  shared  seconds  arch    kernel")
     objections = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -67,9 +128,13 @@ def main(chosen: list[str]) -> int:
             print(f"{figures}  {seconds:7.2f}  {arch:6}  {instance.expression}{'  <--' if objection else ''}")
             if objection:
                 objections.append(f"{instance.expression} ({arch}): {objection}")
-    print("\n".join(["", *objections, f"{len(jobs)} kernels compiled, {len(objections)} not as they should be"]))
+        count, more = _proposed(args.suites, budgets, pool)
+    objections += more
+    print(
+        "\n".join(["", *objections, f"{len(jobs) + count} kernels compiled, {len(objections)} not as they should be"])
+    )
     return 1 if objections else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
