@@ -32,6 +32,8 @@ CONTROL = 2 * LINE
 """Bytes of arrivals and counts."""
 MOST_CLUSTER = 8
 """Blocks of a cluster that every GPU with clusters can run."""
+SPILL_BUDGET = 56
+"""Bytes, of some instances."""
 MOST_BOX = 256
 """Elements of a box along each dimension."""
 
@@ -324,7 +326,17 @@ def instances() -> Sequence[Instance]:
         SlabConfig("gather", 4, 8, 2, 4, 4, 64, 2, 1),
     ]
     names = [config.expression(precision) for config in chosen for precision in ("fp32", "fp16")]
-    return [Instance(KERNEL, name) for name in [*names, chosen[0].expression("bf16")]]
+    # 64 registers are a little few for one row of two pieces, whose addresses then wait on the stack.  With more,
+    # half as many warps would hide each other's latency.
+    two_pieces = [
+        SlabConfig("boxes", 4, 32, 2, 1, 16, 64, 1, 1),
+        SlabConfig("boxes", 4, 8, 2, 1, 4, 64, 1, 1),
+        SlabConfig("runs", 4, 32, 2, 1, 16, 64, 1, 1),
+    ]
+    return [
+        *(Instance(KERNEL, name) for name in [*names, chosen[0].expression("bf16")]),
+        *(Instance(KERNEL, config.expression("fp32"), SPILL_BUDGET) for config in two_pieces),
+    ]
 
 
 class SlabRun:
