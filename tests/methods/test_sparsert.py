@@ -92,6 +92,18 @@ def test_other_devices_and_layers_are_refused() -> None:
     assert "fp64" in str(METHOD.supports(replace(Job.of(FLAT).layer, precision="fp64"), GPU))
 
 
+def test_more_cores_try_more_of_a_large_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Job.of(FLAT).layer
+    weights = replace(layer.weights, nnz=420_000, density=0.1)
+    layer = replace(layer, shape=ConvShape(1, 2048, 1, 2048, 2048, 1, 1), weights=weights)
+    found = []
+    for cores in (2, 16):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        found.append([one for one in estimate.estimates(layer, GPU) if not one.config.gaps])
+    assert len(found[0]) == 1
+    assert 3 < len(found[1]) < 8
+
+
 def test_a_layer_that_would_assemble_too_long_is_not_tried() -> None:
     layer = Job.of(FLAT).layer
     large = replace(layer, weights=replace(layer.weights, nnz=2_000_000))
@@ -256,7 +268,7 @@ def test_candidates_are_ordered_and_bounded(shape: ConvShape, density: float) ->
         assert len({candidate.config for candidate in found}) == len(found)
         assert all(before.run_seconds <= after.run_seconds for before, after in itertools.pairwise(found))
         alone = [one.build_seconds for one in found if not one.config.gaps]
-        assert len(alone) == 1 or sum(alone) <= estimate.MOST_SECONDS_TOGETHER
+        assert len(alone) == 1 or sum(alone) <= estimate.most_together()
         for candidate in found:
             assert from_json(SparseRTConfig, to_json(candidate.config)) == candidate.config
 

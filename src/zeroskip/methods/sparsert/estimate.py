@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,9 +29,9 @@ ASSEMBLED = 9e-5
 2,000 to 460,000 instructions and 4 to 64 rows; proportional, since functions are assembled one by one."""
 MOST_SECONDS = 60.0
 """Of one core: what would take longer to assemble is not tried."""
-MOST_SECONDS_TOGETHER = 60.0
-"""Of all candidates of a layer but the one with gaps, on one core.  Of 24 layers whose candidates would take longer,
-the fastest was among the first five for 20 (records of fig10, H100)."""
+MOST_SECONDS_TOGETHER, CORES = 60.0, 4
+"""Of all candidates of a layer but the one with gaps, for each so many cores.  Of 24 layers whose candidates would take
+longer than 60 s of one core, the fastest was among the first five for 20 (records of fig10, H100)."""
 MOST_CANDIDATES = 24
 SIMILAR = 0.04
 """How much better a candidate must be for each one before it with the same rows, pixels or split, to come next."""
@@ -79,10 +80,10 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
         order.append((one.seconds * (1 + SIMILAR * sum(seen[kind] for kind in kinds)), one))
         seen.update(kinds)
     chosen: list[Estimate] = []
-    together = 0.0
+    together, most = 0.0, most_together()
     for _, one in sorted(order, key=lambda pair: pair[0]):
         together += one.build_seconds
-        if chosen and (together > MOST_SECONDS_TOGETHER or len(chosen) == MOST_CANDIDATES):
+        if chosen and (together > most or len(chosen) == MOST_CANDIDATES):
             break
         chosen.append(one)
     # The next layer may want its input in a border of zeros; it comes last, after all that are faster alone.
@@ -92,6 +93,11 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
         last = max(one.seconds for one in chosen)
         chosen = [*chosen[: MOST_CANDIDATES - 1], replace(gaps, seconds=max(gaps.seconds, last))]
     return sorted(chosen, key=lambda one: one.seconds)
+
+
+def most_together() -> float:
+    """Seconds of a core that assembling a layer's candidates may take on this machine."""
+    return MOST_SECONDS_TOGETHER * max(1, (os.cpu_count() or 1) // CORES)
 
 
 # -- the menu -------------------------------------------------------------------------------------------
