@@ -80,7 +80,19 @@ def cpu() -> None:
 # -- GPUs ---------------------------------------------------------------------------------------------
 GPUS = ("h200", "h100")
 """Folders of results, the newest first: README shows each figure from the first that has it."""
-SUITES = ("fig10", "fig11", "squares", "conv3x3", "sputnik_ablation", "sparsert_ablation", "networks_cuda")
+SUITES = (
+    "fig10",
+    "fig11",
+    "squares",
+    "conv3x3",
+    "two_of_four",
+    "depthwise",
+    "sputnik_ablation",
+    "sparsert_ablation",
+    "sparsert_slabs",
+    "escort_ablation",
+    "networks_cuda",
+)
 
 
 def measured(gpu: str, suite: str) -> tuple[list[Comparison], dict[str, Any]]:
@@ -165,6 +177,15 @@ def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tupl
     return found
 
 
+OTHERS = (
+    ("two_of_four", "2:4 zeros", "Two of every four weights are zeros; cuSPARSELt computes in half precision only."),
+    ("depthwise", "Depthwise layers of MobileNetV1", "Channels @ side of the input; every weight is there."),
+    ("sparsert_slabs", "SparseRT with x in slabs", "Rows of a block x pixels; mates share what they copy of x."),
+    ("escort_ablation", "Escort with and without reuse from registers", "Each tuned for itself."),
+)
+"""Suites whose tables are what every method took: suite, title, text."""
+
+
 def on_gpu(gpu: str) -> dict[str, list[str]]:
     """Write docs/<GPU>.md, where what was not measured is left out; what README may show of it, by figure."""
     name, short = gpu.upper(), dict[str, list[str]]()
@@ -225,6 +246,10 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
     if (found := compared["sparsert_ablation"]).all:
         text = "How many times longer it takes, tuned anew over the others. Why: the method's README, on instructions."
         section("SparseRT with one of its choices fixed", products.ablation_table(found), text)
+    for suite, title, text in OTHERS:
+        for batch in (1, 32):
+            table = rivals.times_table(compared[suite], lambda method: method != "cublas", cache="warm", batch=batch)
+            section(f"{title}, {'one image' if batch == 1 else '32 images'}, warm", table, text)
     comparisons, facts = suites["networks_cuda"]
     whole = networks.networks(comparisons)
     title = "Whole networks at 90% zeros"

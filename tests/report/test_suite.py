@@ -13,6 +13,7 @@ from torch import nn
 from tools.train import networks
 from tools.train.plan import jobs
 from zeroskip.core.errors import FileFormatError
+from zeroskip.core.layer import Sparsity
 from zeroskip.model.zoo import BUILDERS
 from zeroskip.model.zoo.files import save_network
 from zeroskip.report.records import read
@@ -172,3 +173,12 @@ def test_the_example_is_the_same_every_time() -> None:
     case = BenchCase("model", "a", model="resnet18", batch=2, image=(3, 4, 5))
     assert example_of(case).shape == (2, 3, 4, 5)
     assert torch.equal(example_of(case), example_of(case))
+
+
+def test_a_mask_of_2_to_4() -> None:
+    case = BenchCase("layer", "a", 0.5, "2:4", c=8, k=5, h=2, w=2, kernel=3)
+    weight = layer_weight(case)
+    assert Sparsity.of(weight).pattern == "2:4"
+    assert (weight.reshape(5, 2, 4, 9) != 0).sum(2).eq(2).all()
+    with pytest.raises(ValueError, match="got 6 input channels"):
+        layer_weight(replace(case, c=6))

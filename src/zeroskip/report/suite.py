@@ -41,10 +41,11 @@ class BenchCase:
     A ``layer`` is a convolution with bias and ReLU, ``c`` to ``k`` channels on ``h x w``; a ``model`` a zoo network (or
     ``denoiser``, which ships with the package) on ``image``; a ``load`` the time to open that model's ``.zsk`` file.
 
-    ``mask``: "random" (uniform), "clustered" (whole 4x4 blocks of output x input channels), or of the data folder
-    "trained:FILE.npz:KEY" for layers, for models "trained:FILE.npz" (a state dict) or "trained:FILE.safetensors" (a
-    network as ``zeroskip.model.zoo.files`` writes it, of any number of classes, filters removed or not).  With trained
-    masks ``density`` is not used, only recorded.
+    ``mask``: "random" (uniform), "clustered" (whole 4x4 blocks of output x input channels), for layers "2:4" (two of
+    every four neighbouring input channels), or of the data folder "trained:FILE.npz:KEY" for layers, for models
+    "trained:FILE.npz" (a state dict) or "trained:FILE.safetensors" (a network as ``zeroskip.model.zoo.files`` writes
+    it, of any number of classes, filters removed or not).  With trained and 2:4 masks ``density`` is not used, only
+    recorded.
     """
 
     kind: Literal["layer", "model", "load"]

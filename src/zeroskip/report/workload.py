@@ -13,6 +13,7 @@ from zeroskip.core.layer import PRECISION_DTYPES
 from zeroskip.model.zoo import BUILDERS
 from zeroskip.model.zoo.files import load_network
 from zeroskip.pruning import prune
+from zeroskip.pruning.masks import select
 from zeroskip.report.suite import NETWORK_FILE, BenchCase
 
 
@@ -39,8 +40,11 @@ def layer_weight(case: BenchCase) -> Tensor:
         k, c, r, s = shape
         blocks = torch.rand((-(-k // 4), -(-c // 4), r, s), generator=generator)
         scores = blocks.repeat_interleave(4, 0).repeat_interleave(4, 1)[:k, :c]
+    elif case.mask == "2:4":
+        (kept,) = select([case.name], [scores], case.mask, 0.5, "layer")
+        return torch.where(kept, weight, 0.0).to(dtype)
     elif case.mask != "random":
-        raise ValueError(f"mask must be random, clustered or trained:FILE:KEY, got {case.mask!r}")
+        raise ValueError(f"mask must be random, clustered, 2:4 or trained:FILE:KEY, got {case.mask!r}")
     keep = max(1, round(case.density * weight.numel()))
     threshold = scores.flatten().kthvalue(weight.numel() - keep + 1).values
     return torch.where(scores >= threshold, weight, 0.0).to(dtype)
