@@ -176,7 +176,7 @@ def test_the_example_is_the_same_every_time() -> None:
 
 
 def test_a_mask_of_2_to_4() -> None:
-    case = BenchCase("layer", "a", 0.5, "2:4", c=8, k=5, h=2, w=2, kernel=3)
+    case = BenchCase("layer", "a", 0.5, "2:4", c=8, k=5, h=4, w=4, kernel=3, padding=1)
     weight = layer_weight(case)
     assert Sparsity.of(weight).pattern == "2:4"
     assert (weight.reshape(5, 2, 4, 9) != 0).sum(2).eq(2).all()
