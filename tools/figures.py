@@ -90,6 +90,7 @@ SUITES = (
     "sputnik_ablation",
     "sparsert_ablation",
     "sparsert_slabs",
+    "sparsert_halves",
     "escort_ablation",
     "networks_cuda",
 )
@@ -181,6 +182,7 @@ OTHERS = (
     ("two_of_four", "2:4 zeros", "Two of every four weights are zeros; cuSPARSELt computes in half precision only."),
     ("depthwise", "Depthwise layers of MobileNetV1", "Channels @ side of the input; every weight is there."),
     ("sparsert_slabs", "SparseRT with x in slabs", "Rows of a block x pixels; mates share what they copy of x."),
+    ("sparsert_halves", "SparseRT with sums in float16", "Products of pairs, up to so many, then in float32."),
     ("escort_ablation", "Escort with and without reuse from registers", "Each tuned for itself."),
 )
 """Suites whose tables are what every method took: suite, title, text."""
