@@ -132,7 +132,7 @@ def _menu(layer: Layer, device: Device) -> Iterator[SparseRTConfig]:
             if few or idle or nonzeros > MOST:
                 continue
             for halo in halos:
-                registers = _registers(shape, rows * vector * pieces, pieces, halo, 32 * warps * stack * groups)
+                registers = _registers(shape, rows, vector, pieces, halo, 32 * warps * stack * groups, split)
                 try:
                     config = SparseRTConfig(
                         rows, vector, pieces, warps, stack, groups, split, halo=halo, registers=registers
@@ -142,12 +142,17 @@ def _menu(layer: Layer, device: Device) -> Iterator[SparseRTConfig]:
                 yield from _variants(layer, config, device)
 
 
-def _registers(shape: ConvShape, sums: int, pieces: int, halo: bool, threads: int) -> int:
-    """Enough for a thread; what there is for it in a large block, if that will just do.  With fewer, ptxas moves what
-    vector loads bring to other registers, or spills."""
+def _registers(shape: ConvShape, rows: int, vector: int, pieces: int, halo: bool, threads: int, split: int) -> int:
+    """Enough for a thread; if it has one pixel, what there is for it in a large block, if that will just do.
+
+    With fewer, ptxas moves what vector loads bring to other registers, and spills: of 544 configurations that were the
+    fastest in a record none had several pixels and less than enough.  Vectors of sums for other blocks take some more.
+    """
+    sums = rows * vector * pieces
     least = sums + 28 + (20 * pieces if tested(shape, halo) else 0)
-    enough = min(math.ceil(max(1.25 * sums + 32, least) / 8) * 8, MOST_REGISTERS)
-    return room(threads) if least <= room(threads) < enough else enough
+    several = 1.25 * sums + 32 + (16 if split > 1 and vector > 1 else 0)
+    enough = min(math.ceil(max(several, least) / 8) * 8, MOST_REGISTERS)
+    return room(threads) if vector * pieces == 1 and least <= room(threads) < enough else enough
 
 
 def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[SparseRTConfig]:
