@@ -589,7 +589,7 @@ def test_the_text_depends_on_nothing_else() -> None:
     [
         # The warps that compute: do not wait for a slab; do not leave one.
         ("SLAB_1:", "bra SLAB_1_OVER;\nSLAB_1:", "was not waited for"),
-        ("@%p0 mbarrier.arrive.shared::cta.b64 _, [%r16+16]", "mov.u32 %r17, 0", "never come"),
+        ("@%p0 mbarrier.arrive.shared::cta.b64 _, [%r4+16]", "mov.u32 %r17, 0", "never come"),
         # The warp that asks: does not wait until a slab was read here, or by mates; expects too much; copies elsewhere.
         ("READ_2:", "bra READ_2_OVER;\nREAD_2:", "was not waited for|never come|more arrivals"),
         ("CLEAR_2:", "bra CLEAR_2_OVER;\nCLEAR_2:", "was not waited for|never come"),

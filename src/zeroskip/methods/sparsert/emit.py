@@ -8,12 +8,12 @@ function by block and warp.  Functions do not return, so they save no registers;
 than for one kernel with as many labels, and each is scheduled for itself.
 
 Where teams share a row group, each finishes some of its rows: the others store their sums in its block's shared
-memory, and they are added in the order of the teams.  In a cluster every store counts its bytes at a barrier of the
-team it is for (``st.async``), so that nobody waits for more than its own and no memory is flushed.
+memory, and they are added in the order of the teams (``exchange.py``).  x may come in slabs, for which one more warp of
+the block asks (``slabs.py``).
 
-Grid: tiles of pixels (or the blocks that walk them), blocks of rows, blocks of the cluster.  Arguments: ``x``, ``y``,
-``residual``, then strides in bytes: of images of x; of images, channels and rows of y; of images of the residual.  No
-function has more than the twelve registers of arguments that are passed without a stack.
+Grid: tiles of pixels (or the blocks that walk them), blocks of rows (of all mates), blocks of the cluster.  Arguments:
+``x``, ``y``, ``residual``, then strides in bytes: of images of x; of images, channels and rows of y; of images of the
+residual.  No function has more than the twelve registers of arguments that are passed without a stack.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from zeroskip.core.device import generation
 from zeroskip.core.errors import Unsupported
 from zeroskip.cuda.limits import CLUSTERS
 from zeroskip.methods.sparsert.config import BARRIER, SparseRTPacked
-from zeroskip.methods.sparsert.function import POINTERS, STRIDES, Team, function, parameters
+from zeroskip.methods.sparsert.function import POINTERS, STRIDES, function, parameters
 from zeroskip.methods.sparsert.ptx import BITS, Body, half_pairs, singles
 from zeroskip.methods.sparsert.slabs import Slabs
+from zeroskip.methods.sparsert.team import Team
 
 SYMBOL = "sparsert"
 OLDEST = 80
@@ -40,7 +41,7 @@ def emit(packed: SparseRTPacked, arch: str) -> str:
     """PTX for GPUs of ``arch`` ("sm_80", "sm_90a", ...).  Depends on nothing but its arguments.
 
     Raises:
-        Unsupported: the configuration needs clusters, which ``arch`` has not.
+        Unsupported: the configuration needs clusters or the copy engine, which ``arch`` has not.
     """
     config, hopper = packed.config, generation(arch) >= CLUSTERS
     if (config.split > 1 or config.slab) and not hopper:
@@ -94,9 +95,7 @@ def _entry(packed: SparseRTPacked, functions: int, hopper: bool) -> str:
         barrier = body.to("r", "mad.lo.u32", f"{thread}, {BARRIER}, {base}")
         one = body.to("p", "setp.lt.u32", f"{thread}, {config.teams}")
         body.put(f"@{one} mbarrier.init.shared.b64 [{barrier}], 1")
-        body.put("fence.mbarrier_init.release.cluster")
-        body.put("barrier.cluster.arrive.relaxed.aligned")
-        body.put("barrier.cluster.wait.aligned")
+        body.meet_cluster()
     if config.slab:
         slabs, base = Slabs.of(packed.layer, config), body.to("r", "mov.u32", "sums")
         slabs.begin(body, thread, base)
@@ -128,7 +127,7 @@ def _entry(packed: SparseRTPacked, functions: int, hopper: bool) -> str:
         x = body.to("d", "cvta.to.global.u64", known["x"])
         tile = body.to("r", "mov.u32", "%ctaid.x")
         lane = body.to("r", "and.b32", f"{thread}, 31")
-        slabs.bring(body, packed.layer, x, known.get("x_image", ""), tile, rank if config.mates > 1 else "", lane)
+        slabs.bring(body, x, known.get("x_image", ""), tile, rank if config.mates > 1 else "0", lane)
         body.put("exit")
     types = [f".param .u64 {name}" for name in POINTERS] + [f".param .u32 {name}" for name in STRIDES]
     return "\n".join(

@@ -171,7 +171,7 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
             check(layer, one)
         except ValueError:
             continue
-        if one.exchange_bytes <= device.shared_bytes:
+        if one.shared_bytes(layer) <= device.shared_bytes:
             yield one
 
 
@@ -203,7 +203,7 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     blocks, beside = config.blocks(shape), config.walk or config.tiles(shape)
     total = blocks * beside * config.split
     per_sm = math.ceil(total / max(device.num_sms, 1))
-    resident = min(config.resident, device.shared_bytes // max(config.exchange_bytes, 1))
+    resident = min(config.resident, device.shared_bytes // max(config.shared_bytes(layer), 1))
     waves = math.ceil(per_sm / max(resident, 1))
     per_turn = math.ceil(config.tiles(shape) / beside)
     code = 16 * work.instructions * config.teams

@@ -1,4 +1,4 @@
-"""The code of one team: its pixels, its products, the exchange of sums, the end of the layer.
+"""The code of one team: its pixels, its products, the end of the layer.
 
 In which order loads and multiply-adds stand in the text makes no difference (tried with 1 to 16 loads ahead): ptxas
 begins with as many loads as registers allow and keeps them coming between the multiply-adds.
@@ -7,46 +7,21 @@ begins with as many loads as registers allow and keeps them coming between the m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from zeroskip.core.layer import PRECISION_BYTES
-from zeroskip.methods.sparsert.config import BARRIER, FLOAT, SparseRTPacked, beyond, flat
+from zeroskip.methods.sparsert.config import FLOAT, SparseRTPacked, beyond, flat
+from zeroskip.methods.sparsert.exchange import Exchange
 from zeroskip.methods.sparsert.ptx import BITS, Body, Kind, operand, single, width
 from zeroskip.methods.sparsert.slabs import Slabs
+from zeroskip.methods.sparsert.team import Team
 
 POINTERS = ("x", "y", "residual")
 STRIDES = ("x_image", "y_image", "y_channel", "y_row", "r_image")
 MOST_NONZEROS = 2000
 """Between two branches: ptxas schedules what lies between, in time and registers that grow with its length."""
 MOST_RING = 32
-
-
-@dataclass(frozen=True)
-class Team:
-    """What one function computes: one part of a row group, whose row numbers and biases are listed by place.
-
-    ``nonzeros``: columns in ascending order, with place and weight of each of their nonzeros, the weight as the operand
-    of its instruction.  ``given`` bool ``[parts, places]``: which parts of the group have nonzeros in which row.
-    """
-
-    index: int
-    part: int
-    rows: Sequence[int]
-    biases: Sequence[float]
-    nonzeros: Sequence[tuple[int, Sequence[tuple[int, str]]]]
-    given: npt.NDArray[np.bool_]
-
-    def owner(self, place: int) -> int:
-        """The part that finishes a row."""
-        return place * len(self.given) // len(self.rows)
-
-    def owned(self, part: int) -> list[int]:
-        """The places that a part finishes."""
-        return [place for place in range(len(self.rows)) if self.owner(place) == part]
 
 
 @dataclass(frozen=True)
@@ -129,23 +104,24 @@ class _Code:
             body.put("griddepcontrol.wait")
         if config.walk:
             body.label("NEXT")
-        self.pieces = [self._piece(index) for index in range(config.pieces)]
         if self.slabs is not None:
             self.base = body.to("r", "mov.u32", "sums")
             self.first = body.to("p", "setp.eq.u32", f"{body.to('r', 'and.b32', f'{self.lane}, 31')}, 0")
+        self.pieces = [self._piece(index) for index in range(config.pieces)]
         if self.hopper and not config.walk:
             body.put("griddepcontrol.wait")
         own = team.owned(team.part)
         if self.layer.epilogue.residual == "before":
             self.sums |= {place: self._residual(team.rows[place]) for place in own}
         self._multiply()
+        exchange = Exchange(body, config, team, self.lane, self.sums, self.hopper)
         if config.parts > 1:
-            self._exchange(own)
+            exchange.run(own)
         for place in own:
             self._finish(place)
         if config.walk:
             if config.parts > 1:
-                self._meet()  # what came is read before more comes
+                exchange.meet()  # what came is read before more comes
             body.put(f"add.u32 {self.tile}, {self.tile}, {config.walk}")
             more = body.to("p", "setp.lt.u32", f"{self.tile}, {config.tiles(self.shape)}")
             body.put(f"@{more} bra NEXT")
@@ -181,19 +157,11 @@ class _Code:
             left = body.to("r", "mad.lo.s32", f"{column}, {shape.stride[1]}, {-shape.padding[1]}")
             offset = body.to("r", "mad.lo.s32", f"{top}, {self.x_row}, {left}")
         if self.slabs is not None:
-            return _Piece(self._place(first, self.slabs), image, pixel, row, column, top, left)
+            return _Piece(self.slabs.place(body, self.base, first), image, pixel, row, column, top, left)
         x = body.to("d", "mad.wide.s32", f"{offset}, {self.item}, {self.known['x']}")
         if image:
             x = body.to("d", "mad.wide.s32", f"{image}, {self.known['x_image']}, {x}")
         return _Piece(x, image, pixel, row, column, top, left)
-
-    def _place(self, pixel: str, slabs: Slabs) -> str:
-        """The address of a pixel of the tile in shared memory, but for stage and channel."""
-        body, base = self.body, self.body.to("r", "mov.u32", "sums")
-        if slabs.images > 1:
-            image, pixel = body.divided(pixel, self.shape.p * self.shape.q)
-            base = body.to("r", "mad.lo.u32", f"{image}, {slabs.image}, {base}")
-        return body.to("r", "mad.lo.u32", f"{pixel}, {self.item}, {base}")
 
     def _output(self, piece: _Piece, tensor: str, row: int) -> str:
         """The address of a piece in a row of y or of the residual."""
@@ -295,10 +263,7 @@ class _Code:
     def _end_chain(self, place: int) -> None:
         _, totals = self.chains.pop(place)
         parts = [element for word in totals for element in self._single(word)]
-        self.sums[place] = self._plus(self.sums[place], parts) if place in self.sums else parts
-
-    def _plus(self, totals: Sequence[str], more: Sequence[str]) -> list[str]:
-        return [self.body.to("f", "add.rn.f32", f"{a}, {b}") for a, b in zip(totals, more, strict=True)]
+        self.sums[place] = self.body.plus(self.sums[place], parts) if place in self.sums else parts
 
     # -- x ----------------------------------------------------------------------------------------------
     def _tap(self, tap: int) -> tuple[int, int]:
@@ -357,94 +322,6 @@ class _Code:
             upper = [body.to("r", "shl.b32", f"{word}, 16"), body.to("r", "and.b32", f"{word}, 0xFFFF0000")]
         return [body.to("f", "mov.b32", bits) for bits in upper]
 
-    # -- sums -------------------------------------------------------------------------------------------
-    def _exchange(self, own: Sequence[int]) -> None:
-        """Bring the sums of every row to the team that finishes it."""
-        config, body = self.config, self.body
-        base = body.to("r", "mov.u32", "sums")
-        lane = body.to("r", "mad.lo.u32", f"{self.lane}, {min(config.vector, 4) * FLOAT}, {base}")
-        if config.split == 1:
-            for place in self._foreign():
-                for registers, offset in self._slots(place, self.team.part, self.sums[place]):
-                    body.put(f"st.shared{width(len(registers))}.f32 [{lane}+{offset}], {operand(registers)}")
-            self._meet()
-        else:
-            self._send(base, lane)
-            self._await(base, own)
-        for place in own:
-            self._collect(place, lane)
-
-    def _meet(self) -> None:
-        """All teams of the block, from code of their own, which the aligned form, ``bar.sync``, is not for.
-
-        For sm_80 ptxas keeps what lives across the other form in memory; there the aligned one must do: the hardware
-        counts warps, wherever they come from.
-        """
-        self.body.put("barrier.sync 0" if self.hopper else "bar.sync 0")
-
-    def _foreign(self) -> list[int]:
-        """Places whose sums another team finishes."""
-        places = range(len(self.team.rows))
-        return [place for place in places if self.team.owner(place) != self.team.part and place in self.sums]
-
-    def _send(self, base: str, lane: str) -> None:
-        config, body = self.config, self.body
-        there: dict[int, tuple[str, str]] = {}
-        for place in self._foreign():
-            owner = self.team.owner(place)
-            rank = owner // config.groups
-            if rank not in there:
-                mapped = [body.to("r", "mapa.shared::cluster.u32", f"{address}, {rank}") for address in (lane, base)]
-                there[rank] = (mapped[0], mapped[1])
-            to, barriers = there[rank]
-            for registers, offset in self._slots(place, self.team.part, self.sums[place]):
-                body.put(
-                    f"st.async.shared::cluster.mbarrier::complete_tx::bytes{width(len(registers))}.f32 "
-                    f"[{to}+{offset}], {operand(registers)}, [{barriers}+{BARRIER * self._seat(owner)}]"
-                )
-
-    def _await(self, base: str, own: Sequence[int]) -> None:
-        """Until everything has come for the rows that this team finishes."""
-        config, body, team = self.config, self.body, self.team
-        coming = sum(int(team.given[:, place].sum()) - int(team.given[team.part, place]) for place in own)
-        if not coming:
-            return
-        barrier = f"[{base}+{BARRIER * self._seat(team.part)}]"
-        first = body.to("p", "setp.eq.u32", f"{self.lane}, 0")
-        expected = coming * config.tile * FLOAT
-        body.put(f"@{first} mbarrier.arrive.expect_tx.shared::cta.b64 _, {barrier}, {expected}")
-        body.label("COMING")
-        here = body.to("p", "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64", f"{barrier}, 0")
-        body.put(f"@{here} bra HERE")
-        body.put("bra COMING")
-        body.label("HERE")
-
-    def _seat(self, part: int) -> int:
-        """The number within its block of the team that computes a part of this row group."""
-        stacked = self.team.index % self.config.teams // self.config.groups
-        return stacked * self.config.groups + part % self.config.groups
-
-    def _slots(self, place: int, source: int, registers: Sequence[str]) -> Iterator[tuple[Sequence[str], int]]:
-        """Which ``registers`` of a part go where in the shared memory of the owner's block, in bytes from a lane's
-        own."""
-        config, owner = self.config, self.team.owner(place)
-        row, slot = place - self.team.owned(owner)[0], source - (source > owner)
-        line = (self._seat(owner) * config.chunk + row) * (config.parts - 1) + slot
-        offset, wide = config.barrier_bytes + line * config.tile * FLOAT, min(config.vector, 4)
-        for at in range(0, len(registers), wide):
-            # A run of `wide` sums of every lane, then the next.
-            yield registers[at : at + wide], offset + at * config.lanes * FLOAT
-
-    def _collect(self, place: int, lane: str) -> None:
-        body, config, team = self.body, self.config, self.team
-        for source in range(config.parts):
-            if source == team.part or not team.given[source, place]:
-                continue
-            part = [body.new("f") for _ in range(config.columns)]
-            for registers, offset in self._slots(place, source, part):
-                body.put(f"ld.shared{width(len(registers))}.f32 {operand(registers)}, [{lane}+{offset}]")
-            self.sums[place] = self._plus(self.sums[place], part) if place in self.sums else part
-
     # -- the end of the layer ---------------------------------------------------------------------------
     def _residual(self, row: int) -> list[str]:
         """In float32."""
@@ -466,7 +343,7 @@ class _Code:
             known = single(_activated(bias, epilogue.activation))
             values = [body.to("f", "mov.f32", known) for _ in range(config.columns)]
         if epilogue.residual == "after":
-            values = self._plus(values, self._residual(row))
+            values = self.body.plus(values, self._residual(row))
         for index, piece in enumerate(self.pieces):
             self._store(piece, row, values[index * config.vector : (index + 1) * config.vector])
 

@@ -75,6 +75,25 @@ class Body:
         declared = [f"\t.reg {BITS[kind]} %{kind}<{self._used[kind]}>;" for kind in BITS if self._used[kind]]
         return "\n".join([*declared, *self.lines])
 
+    def plus(self, totals: Sequence[str], more: Sequence[str]) -> list[str]:
+        """Sums in float32, one for each of as many pairs."""
+        return [self.to("f", "add.rn.f32", f"{a}, {b}") for a, b in zip(totals, more, strict=True)]
+
+    def wait(self, barrier: str, parity: int, again: str, over: str, scope: str) -> None:
+        """Until the turn of that parity is over at a barrier in this block's shared memory; two labels.  ``scope``: of
+        who wrote what is waited for, "cta" or "cluster"."""
+        self.label(again)
+        done = self.to("p", f"mbarrier.try_wait.parity.acquire.{scope}.shared::cta.b64", f"[{barrier}], {parity}")
+        self.put(f"@{done} bra {over}")
+        self.put(f"bra {again}")
+        self.label(over)
+
+    def meet_cluster(self) -> None:
+        """Every block of the cluster has begun, and its barriers are ready."""
+        self.put("fence.mbarrier_init.release.cluster")
+        self.put("barrier.cluster.arrive.relaxed.aligned")
+        self.put("barrier.cluster.wait.aligned")
+
     def quotient(self, numerator: str, divisor: int) -> str:
         """Of an integer below 2**31.
 
