@@ -105,7 +105,9 @@ class GradualPruner(Pruner):
         self._fisher = {name: Fisher(self._masks[name], seen) for name, seen in state.get("gradients", {}).items()}
 
     def _see(self) -> None:
-        """Remember this step's gradients, if the masks change soon."""
+        """Remember this step's gradients, if the masks change soon and depend on them."""
+        if not self._fisher:
+            return
         if not any(self._schedule.due(self._step + ahead) for ahead in range(GRADIENTS)):
             for fisher in self._fisher.values():
                 fisher.forget()
@@ -118,7 +120,7 @@ class GradualPruner(Pruner):
             counts = torch.stack([one.to(finite[0].device) for one in finite]).all()
             for name, gradient in gradients.items():
                 self._fisher[name].see(gradient, counts)
-        if self._schedule.due(self._step) and self._fisher and not any(self._fisher.values()):
+        if self._schedule.due(self._step) and not any(self._fisher.values()):
             raise ValueError(
                 f"gradients: got none but zeros by step {self._step}, expected those of the loss; call step() after "
                 "optimizer.step() and before zero_grad()"
