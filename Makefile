@@ -33,8 +33,8 @@ bench: $(STAMP)  ## the CPU figures of the README, into benchmarks/results/
 figures: $(STAMP)  ## README's table and pictures, from committed records
 	$(BIN)/python tools/figures.py
 
-kernels: $(STAMP)  ## compile every CUDA kernel for every architecture (an hour): registers, spills, seconds; needs no GPU
-	$(BIN)/python tools/kernels.py --suites benchmarks/suites/fig10.toml benchmarks/suites/squares.toml benchmarks/suites/conv3x3.toml
+kernels: $(STAMP)  ## compile every CUDA kernel for every architecture (long): registers, spills, seconds; needs no GPU
+	$(BIN)/python -m tools.kernels --suites benchmarks/suites/fig10.toml benchmarks/suites/squares.toml benchmarks/suites/conv3x3.toml
 
 sanitize: $(STAMP)  ## every kernel under compute-sanitizer, on a machine with an NVIDIA GPU
 	$(BIN)/python tools/sanitize.py

@@ -1,9 +1,10 @@
 """Compile CUDA kernels for every architecture; a table, and exit code 1 beyond a budget.
 
-    python tools/kernels.py [METHOD ...]                                    # what the methods list, as CI does
-    python tools/kernels.py [METHOD ...] --suites benchmarks/suites/*.toml  # and what they propose for these layers
+    python -m tools.kernels [METHOD ...]                                    # what the methods list, as CI does
+    python -m tools.kernels [METHOD ...] --suites benchmarks/suites/*.toml  # and what they propose for these cases
 
-Needs no GPU.  Nothing comes from the user's cache or goes there.
+Run it in the repository's folder, with `src` in PYTHONPATH.  Needs no GPU.  Nothing comes from the user's cache or goes
+there.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from zeroskip import methods
 from zeroskip.core.device import Device
 from zeroskip.core.errors import CompileError, Unsupported
 from zeroskip.core.graph import Segment
-from zeroskip.core.method import Candidate, LayerMethod, Parameters
+from zeroskip.core.method import AnyMethod, Candidate, Parameters
 from zeroskip.cuda.compile import Instance, Resources, build, ready, resources, unpack
-from zeroskip.methods import registry
-from zeroskip.report.layers import layer_of
 from zeroskip.report.suite import read_suite
 from zeroskip.report.workload import missing_data
+
+from .prebuild import searches
 
 DEVICES = {
     "sm_80": Device("cuda", "A100", 40 << 20, arch="sm_80", num_sms=108, shared_bytes=163 * 1024),
@@ -61,38 +62,33 @@ def _compile(instance: Instance, arch: str) -> tuple[Resources | str, float]:
     return found, time.perf_counter() - start
 
 
-def _proposed(suites: Sequence[Path], budgets: Mapping[str, int], pool: ThreadPoolExecutor) -> tuple[int, list[str]]:
-    """Compile what methods with kernels propose for the layers of suites: how many kernels, and what is wrong."""
+def _proposed(
+    suites: Sequence[Path], loosest: Mapping[str, Instance], pool: ThreadPoolExecutor
+) -> tuple[int, list[str]]:
+    """Compile what methods with kernels propose for the cases of suites: how many kernels, and what is wrong."""
     found: dict[bytes, str] = {}
-    cases = [case for path in suites for case in read_suite(path).cases if case.kind == "layer"]
-    for case in cases:
+    for case in (case for path in suites for case in read_suite(path).cases):
         if missing_data(case) is not None:
             continue
-        segment, parameters = layer_of(case)
         for arch, device in DEVICES.items():
-            jobs = []
-            for name in budgets:
-                method = registry()[name]
-                if isinstance(method, LayerMethod) and method.supports(segment.layer, device) is None:
-                    jobs += [(name, method, candidate) for candidate in _configs(method, segment, device)]
-
-            built = partial(_built, segment, parameters, device)
-            for binary, name in pool.map(built, jobs):
-                if binary is not None and binary not in found:
-                    objection = Instance(Path(), "", budgets[name]).objection(resources(binary))
-                    found[binary] = f"{unpack(binary).symbol} ({arch}): {objection}" if objection else ""
+            for segment, able, parameters in searches(case, device):
+                for name in (name for name in able if name in loosest):
+                    built = partial(_built, able[name], segment, parameters, device)
+                    for binary in pool.map(built, _configs(able[name], segment, device)):
+                        if binary is not None and binary not in found:
+                            objection = loosest[name].objection(resources(binary))
+                            found[binary] = f"{unpack(binary).symbol} ({arch}): {objection}" if objection else ""
         print(f"{len(found):6} kernels after {case.name}, batch {case.batch}, {case.precision}", flush=True)
     return len(found), [objection for objection in found.values() if objection]
 
 
 def _built(
-    segment: Segment, parameters: Parameters, device: Device, job: tuple[str, LayerMethod[Any, Any], Candidate[Any]]
-) -> tuple[bytes | None, str]:
-    name, method, candidate = job
-    return method.build(method.pack(segment, parameters, candidate.config), device), name
+    method: AnyMethod, segment: Segment, parameters: Parameters, device: Device, candidate: Candidate[Any]
+) -> bytes | None:
+    return method.build(method.pack(segment, parameters, candidate.config), device)
 
 
-def _configs(method: LayerMethod[Any, Any], segment: Segment, device: Device) -> Sequence[Candidate[Any]]:
+def _configs(method: AnyMethod, segment: Segment, device: Device) -> Sequence[Candidate[Any]]:
     try:
         return method.configs(segment, device)
     except Unsupported:
@@ -101,7 +97,7 @@ def _configs(method: LayerMethod[Any, Any], segment: Segment, device: Device) ->
 
 def main(words: Sequence[str] | None = None) -> int:
     """Print the table; the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m tools.kernels", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("methods", nargs="*")
     parser.add_argument("--suites", nargs="+", type=Path, default=[])
     args = parser.parse_args(words)
@@ -110,9 +106,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     listed = [(method, instance) for method, instance in instances() if not args.methods or method in args.methods]
     jobs = [(method, instance, arch) for method, instance in listed for arch in ARCHITECTURES]
-    budgets: dict[str, int] = {}
-    for method, instance in listed:
-        budgets[method] = max(instance.spill_budget, budgets.get(method, 0))
+    loosest = dict(sorted(listed, key=lambda one: one[1].spill_budget))
     print("registers  spills  stack  shared  seconds  arch    kernel")
     objections = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -128,7 +122,7 @@ def main(words: Sequence[str] | None = None) -> int:
             print(f"{figures}  {seconds:7.2f}  {arch:6}  {instance.expression}{'  <--' if objection else ''}")
             if objection:
                 objections.append(f"{instance.expression} ({arch}): {objection}")
-        count, more = _proposed(args.suites, budgets, pool)
+        count, more = _proposed(args.suites, loosest, pool)
     objections += more
     print(
         "\n".join(["", *objections, f"{len(jobs) + count} kernels compiled, {len(objections)} not as they should be"])

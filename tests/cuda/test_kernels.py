@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+from tools import kernels
 from zeroskip import measure, methods
 from zeroskip.cuda.compile import INCLUDE, Instance, build, resources
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the compiler's wheels are for Linux")
 
 ROOT = Path(__file__).parents[2]
-TOOL = runpy.run_path(str(ROOT / "tools" / "kernels.py"))
-ARCHITECTURES: tuple[str, ...] = TOOL["ARCHITECTURES"]
-FOUND: list[tuple[str, Instance]] = list(TOOL["instances"]())
+ARCHITECTURES = kernels.ARCHITECTURES
+FOUND = list(kernels.instances())
 KERNELS = Path(__file__).with_name("kernels.cuh")
 OURS = [
     "add<float, 1>",

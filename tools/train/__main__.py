@@ -17,11 +17,11 @@ same second cycle: the dense row is the fair opponent of the pruned ones, and be
 removed in one shot at the beginning of that cycle; masks grow in its first half. A tenth of the training part is held
 out for choosing; the validation part is the test part and is looked at once, when a row is done.
 
-Time: 3 seeds x 24 epochs of parents and 18 trainings x 24 epochs are 504 epochs a network. On an H200 with one process
+Time: 3 seeds x 24 epochs of parents and 25 trainings x 24 epochs are 672 epochs a network. On an H200 with one process
 for each network and seed, each with a DIR of its own (launching keeps one process busy, not the GPU), an epoch takes
-the GPU about 0.7 s for ResNet-18 and 1.3 s for VGG-19-BN: 17 minutes for all, plus some seconds a row for measuring and
-one to two minutes for reordering channels. The rows of a network and seed need that parent's file: keep
-DIR between calls. A parent that is in the log but not in DIR is trained anew.
+the GPU about 0.7 s for ResNet-18 and 1.3 s for VGG-19-BN: 22 minutes for all, plus some seconds a row for measuring,
+one to two minutes for reordering channels, and what the changes of masks by Fisher scores take. The rows of a network
+and seed need that parent's file: keep DIR between calls. A parent that is in the log but not in DIR is trained anew.
 """
 
 from __future__ import annotations
