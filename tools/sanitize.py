@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -41,14 +42,29 @@ def work(names: Sequence[str]) -> None:
     from contract.cases import OURS, on, some
     from contract.cases import work as layer
     from contract.shapes import SHAPES as ALL
+    from methods.jobs import Job
+    from methods.test_sparsert import sparse
+    from methods.test_sparsert_gpu import SLABS
     from zeroskip.core.device import cuda
     from zeroskip.core.errors import Unsupported
+    from zeroskip.core.graph import Segment
     from zeroskip.core.layer import ConvShape, Precision
+    from zeroskip.core.method import AnyMethod, Candidate, Parameters
     from zeroskip.measure.bound import Case, Oracle, Stage, bind, check
     from zeroskip.methods import registry
+    from zeroskip.methods.sparsert.method import METHOD as SPARSERT
 
     device, ran = cuda(), 0
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
+
+    def run(method: AnyMethod, segment: Segment, parameters: Parameters, candidates: list[Candidate[Any]]) -> int:
+        case = Case.random(segment, device=device.torch)
+        oracle = Oracle(segment, parameters, case)
+        for candidate in candidates:
+            stage = Stage(bind(method, segment, parameters, candidate, device), case)
+            assert check(stage, oracle).right, (method.name, candidate.config)
+        return len(candidates)
+
     with on("cuda"):
         jobs = [
             layer(ALL[name], activation="relu", residual="before", precision=precision)
@@ -67,12 +83,11 @@ def work(names: Sequence[str]) -> None:
                     (segment,) = method.claim(job.program.graph, layers, "layer", device)
                 except Unsupported:
                     continue
-                case = Case.random(segment, device=device.torch)
-                oracle = Oracle(segment, job.parameters, case)
-                for candidate in some(list(method.configs(segment, device)), 3):
-                    stage = Stage(bind(method, segment, job.parameters, candidate, device), case)
-                    assert check(stage, oracle).right, (name, candidate.config)
-                    ran += 1
+                ran += run(method, segment, job.parameters, some(list(method.configs(segment, device)), 3))
+            if name == "sparsert":  # what it proposes for large layers only
+                for shape, config in SLABS.values():
+                    slab = Job.of(shape, weight=sparse(shape), device="cuda")
+                    ran += run(method, slab.segment, slab.parameters, [SPARSERT.candidate(slab.segment, config)])
     torch.cuda.synchronize()
     print(f"{ran} launches checked")
 

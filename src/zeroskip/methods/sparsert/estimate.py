@@ -15,7 +15,9 @@ from zeroskip.core.layer import PRECISION_BYTES, ConvShape, Layer
 from zeroskip.cuda.limits import CLOCK, CLUSTERS
 from zeroskip.methods.sparsert.config import (
     FLOAT,
+    LINE,
     MOST_REGISTERS,
+    MOST_SHARED,
     OTHERS_OF_LOOP,
     SparseRTConfig,
     check,
@@ -77,6 +79,7 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
     for one in sorted(found, key=lambda one: one.seconds):
         config = one.config
         kinds = [("rows", config.rows), ("tile", config.tile), ("split", config.split), ("halo", config.halo)]
+        kinds.append(("mates", config.mates))
         order.append((one.seconds * (1 + SIMILAR * sum(seen[kind] for kind in kinds)), one))
         seen.update(kinds)
     chosen: list[Estimate] = []
@@ -106,6 +109,8 @@ FULLEST = 0.6
 """Of a block's threads, how many have a pixel of their own."""
 FEWEST, MOST = 16, 8000
 """Nonzeros of a team."""
+MATES, SLABS, MOST_STAGES = (2, 4, 8), (64, 32), 4
+"""Blocks that x is brought to at once; input channels of a slab, the first with room for two of them."""
 UNDER_WAY = 64
 """Registers that more loads under way are good for."""
 
@@ -173,12 +178,35 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
             continue
         if one.shared_bytes(layer) <= device.shared_bytes:
             yield one
+    yield from _slabs(layer, config, device)
+
+
+def _slabs(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[SparseRTConfig]:
+    """With x in slabs, each brought once for a cluster of blocks of rows."""
+    shape, blocks, least = layer.shape, config.blocks(layer.shape), config.sums + 28
+    registers = min(config.registers + UNDER_WAY, room(config.threads + 32))
+    if device.generation < CLUSTERS or not flat(shape) or config.parts > 1 or config.pieces > 1 or registers < least:
+        return
+    for mates in MATES:
+        for slab in SLABS if mates <= blocks else ():
+            try:
+                one = replace(config, registers=registers, slab=slab, stages=2, mates=mates)
+                most = (min(device.shared_bytes, MOST_SHARED) - LINE) // (one.shared_bytes(layer) // 2)
+                one = replace(one, stages=min(most, MOST_STAGES, -(-shape.c // slab)))
+                check(layer, one)
+            except ValueError:
+                continue
+            if one.stages > 1:
+                yield one
+                break
 
 
 # -- the model ------------------------------------------------------------------------------------------
 LAUNCH, WAVE, SPLIT = 600.0, 1650.0, 3500.0
 """Cycles: of any call, of each wave of blocks but the first, of the sums' way through a cluster.  These and the rates
 below were fitted to 535 configurations of 28 layers on an H100: 23% off (root mean square of the logarithm)."""
+MEETING = 1500.0
+"""Cycles that mates take to meet, and the first slab to come; not fitted."""
 ISSUE, WAITING, L1 = 2.7, 7.6, 0.2
 """Cycles for an instruction: of a scheduler for each of its warps; of a warp for each of its own, since instructions
 arrive later than they could be issued; for 128 bytes of L1."""
@@ -210,7 +238,8 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     codes, again = blocks * config.split, 1 if code < INSTRUCTION_CACHE else per_turn
     of_gpc = min(codes, total / GPCS) * code * again
     of_sm = min(codes, per_sm) * code * again
-    x = per_sm * per_turn * work.columns * config.tile * item
+    columns = shape.c if config.slab else work.columns
+    x = per_sm * per_turn * columns * config.span(shape) * item
     least = item * shape.n * (shape.c * shape.h * shape.w + shape.k * shape.p * shape.q) / device.num_sms
     parts = (
         ISSUE * per_sm * per_turn * math.ceil(config.threads / 128) * work.instructions,
@@ -218,10 +247,11 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
         L1 * per_sm * per_turn * config.threads / 32 * work.wavefronts,
         of_gpc / GPC,
         of_sm / SM,
-        x / X,
+        x / X / config.mates,
         least / GLOBAL,
     )
     cycles = LAUNCH + WAVE * (waves - 1) + (SPLIT * waves if config.split > 1 else 0)
+    cycles += MEETING * waves if config.slab else 0
     cycles += sum(part**SHARPNESS for part in parts) ** (1 / SHARPNESS)
     functions = blocks * config.split * config.teams
     build = 0.1 + ASSEMBLED * functions * (work.instructions + 20)
