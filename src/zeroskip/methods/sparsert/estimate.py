@@ -15,9 +15,7 @@ from zeroskip.core.layer import PRECISION_BYTES, ConvShape, Layer
 from zeroskip.cuda.limits import CLOCK, CLUSTERS
 from zeroskip.methods.sparsert.config import (
     FLOAT,
-    LINE,
     MOST_REGISTERS,
-    MOST_SHARED,
     OTHERS_OF_LOOP,
     SparseRTConfig,
     check,
@@ -79,7 +77,6 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
     for one in sorted(found, key=lambda one: one.seconds):
         config = one.config
         kinds = [("rows", config.rows), ("tile", config.tile), ("split", config.split), ("halo", config.halo)]
-        kinds.append(("mates", config.mates))
         order.append((one.seconds * (1 + SIMILAR * sum(seen[kind] for kind in kinds)), one))
         seen.update(kinds)
     chosen: list[Estimate] = []
@@ -109,8 +106,9 @@ FULLEST = 0.6
 """Of a block's threads, how many have a pixel of their own."""
 FEWEST, MOST = 16, 8000
 """Nonzeros of a team."""
-MATES, SLABS, MOST_STAGES = (2, 4, 8), (64, 32), 4
-"""Blocks that x is brought to at once; input channels of a slab, the first with room for two of them."""
+MATES, SLAB, SLAB_ROWS, SLAB_BLOCKS, SLAB_BYTES = 2, 32, 32, 8, 8192
+"""Blocks that x is brought to at once, and input channels of a slab; from how many rows of a thread, blocks of rows and
+bytes of a copy on.  What benchmarks/suites/sparsert_slabs.toml has of other kinds took longer than without (H200)."""
 UNDER_WAY = 64
 """Registers that more loads under way are good for."""
 
@@ -182,31 +180,30 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
 
 
 def _slabs(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[SparseRTConfig]:
-    """With x in slabs, each brought once for a cluster of blocks of rows."""
-    shape, blocks, least = layer.shape, config.blocks(layer.shape), config.sums + 28
+    """With x in slabs, each brought at once to two of many blocks of rows."""
+    shape, least = layer.shape, config.sums + 28
+    plane = shape.p * shape.q * PRECISION_BYTES[layer.precision]
+    copied = SLAB // MATES * plane if config.span(shape) >= shape.p * shape.q else 0
     registers = min(config.registers + UNDER_WAY, room(config.threads + 32))
-    if device.generation < CLUSTERS or not flat(shape) or config.parts > 1 or config.pieces > 1 or registers < least:
+    if device.generation < CLUSTERS or config.parts > 1 or config.pieces > 1 or registers < least:
         return
-    for mates in MATES:
-        for slab in SLABS if mates <= blocks else ():
-            try:
-                one = replace(config, registers=registers, slab=slab, stages=2, mates=mates)
-                most = (min(device.shared_bytes, MOST_SHARED) - LINE) // (one.shared_bytes(layer) // 2)
-                one = replace(one, stages=min(most, MOST_STAGES, -(-shape.c // slab)))
-                check(layer, one)
-            except ValueError:
-                continue
-            if one.stages > 1:
-                yield one
-                break
+    if config.rows < SLAB_ROWS or config.blocks(shape) < SLAB_BLOCKS or copied < SLAB_BYTES:
+        return
+    for stages in (4, 3, 2):
+        try:
+            one = replace(config, registers=registers, slab=SLAB, stages=stages, mates=MATES)
+            check(layer, one)
+        except ValueError:
+            continue
+        if one.shared_bytes(layer) <= device.shared_bytes:
+            yield one
+            return
 
 
 # -- the model ------------------------------------------------------------------------------------------
 LAUNCH, WAVE, SPLIT = 600.0, 1650.0, 3500.0
 """Cycles: of any call, of each wave of blocks but the first, of the sums' way through a cluster.  These and the rates
 below were fitted to 535 configurations of 28 layers on an H100: 23% off (root mean square of the logarithm)."""
-MEETING = 1500.0
-"""Cycles that mates take to meet, and the first slab to come; not fitted."""
 ISSUE, WAITING, L1 = 2.7, 7.6, 0.2
 """Cycles for an instruction: of a scheduler for each of its warps; of a warp for each of its own, since instructions
 arrive later than they could be issued; for 128 bytes of L1."""
@@ -216,6 +213,8 @@ multiprocessor, of x from L2, and of what is read and written at least."""
 GPCS = 8
 SHARPNESS = 4
 """Of the norm by which the time is more than its longest part: infinite if parts never delayed each other."""
+SLABBED = 0.9
+"""Of the time without slabs: 20.0 us instead of 22.5 for (512,512,6272) on an H200."""
 INSTRUCTION_CACHE = 100e3
 """Bytes that stay from one tile to the next."""
 ALIKE = 0.92
@@ -226,6 +225,9 @@ MOVES = 0.4
 
 def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     """A rough model of one multiprocessor, meant to order candidates."""
+    if config.slab:
+        without = _estimate(layer, replace(config, slab=0, stages=1, mates=1), device)
+        return replace(without, config=config, seconds=SLABBED * without.seconds)
     shape, item = layer.shape, PRECISION_BYTES[layer.precision]
     work = _work(layer, config)
     blocks, beside = config.blocks(shape), config.walk or config.tiles(shape)
@@ -238,8 +240,7 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     codes, again = blocks * config.split, 1 if code < INSTRUCTION_CACHE else per_turn
     of_gpc = min(codes, total / GPCS) * code * again
     of_sm = min(codes, per_sm) * code * again
-    columns = shape.c if config.slab else work.columns
-    x = per_sm * per_turn * columns * config.span(shape) * item
+    x = per_sm * per_turn * work.columns * config.tile * item
     least = item * shape.n * (shape.c * shape.h * shape.w + shape.k * shape.p * shape.q) / device.num_sms
     parts = (
         ISSUE * per_sm * per_turn * math.ceil(config.threads / 128) * work.instructions,
@@ -247,11 +248,10 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
         L1 * per_sm * per_turn * config.threads / 32 * work.wavefronts,
         of_gpc / GPC,
         of_sm / SM,
-        x / X / config.mates,
+        x / X,
         least / GLOBAL,
     )
     cycles = LAUNCH + WAVE * (waves - 1) + (SPLIT * waves if config.split > 1 else 0)
-    cycles += MEETING * waves if config.slab else 0
     cycles += sum(part**SHARPNESS for part in parts) ** (1 / SHARPNESS)
     functions = blocks * config.split * config.teams
     build = 0.1 + ASSEMBLED * functions * (work.instructions + 20)
