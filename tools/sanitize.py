@@ -39,7 +39,7 @@ SHAPES = (
 
 
 def work(names: Sequence[str], copies: bool) -> None:
-    """A few configurations of the methods, on small layers with every kind of epilogue, checked; ``copies``: slabs too."""
+    """A few configurations of the methods, on small layers with every kind of epilogue; ``copies``: slabs too."""
     import torch
 
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
