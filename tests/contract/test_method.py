@@ -387,6 +387,7 @@ def test_candidates_describe_every_edge_and_differ(name: str, shape: str) -> Non
     segment = job.segment(method)
     found = candidates(method, segment)
     assert all(len(one.inputs) == 2 and len(one.outputs) == 1 for one in found)
+    assert all(one.float16_terms == 0 for one in found)
     assert len({one.config for one in found}) == len(found)
 
 

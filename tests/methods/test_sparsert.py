@@ -26,7 +26,6 @@ from zeroskip.core.errors import Unsupported
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import ConvShape, Epilogue, Precision
 from zeroskip.core.layout import allocate
-from zeroskip.core.oracle import UNIT_ROUNDOFF
 from zeroskip.cuda import assemble
 from zeroskip.cuda.compile import resources, unpack
 from zeroskip.methods.sparsert import cuda, estimate
@@ -452,16 +451,19 @@ def test_float16_sums_are_within_their_own_bound() -> None:
     shape = ConvShape(1, 96, 8, 8, 16, 1, 1)
     job = Job.of(shape, Epilogue(True), "fp16", weight=sparse(shape, 0.5))
     exact = job.expected
-    absolute = torch.nn.functional.conv2d(job.x.double().abs(), job.weight.double().abs())
-    terms_of_row = (job.weight != 0).flatten(1).sum(1).reshape(-1, 1, 1)
     for terms in (1, 4, 16):
         config = SparseRTConfig(8, vector=4, warps=1, terms=terms, registers=96)
         y = run(job, config).double()
-        u = UNIT_ROUNDOFF[torch.float16]
-        bound = exact.bound + terms * u / (1 - terms * u) * absolute + terms_of_row * 2.0**-25
-        assert bool(((y - exact.value).abs() <= bound).all())
+        assert bool(((y - exact.value).abs() <= exact.rounded(terms)).all())
         assert bool(((y - exact.value).abs() > exact.bound).any())
+        assert METHOD.candidate(job.segment, config).float16_terms == terms
     assert all(candidate.config.terms == 0 for candidate in METHOD.configs(job.segment, GPU))
+
+
+def test_the_bound_of_float16_sums_grows_with_their_terms() -> None:
+    exact = Job.of(FLAT, Epilogue(True), "fp16", weight=sparse(FLAT)).expected
+    assert torch.equal(exact.rounded(0), exact.bound)
+    assert bool((exact.rounded(8) > exact.rounded(4)).all())
 
 
 def test_nothing_but_what_a_weight_touches_sees_nan() -> None:

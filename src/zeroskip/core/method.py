@@ -37,6 +37,9 @@ class Candidate(Generic[ConfigT]):
     """Estimated: to try the likeliest first, and not to try what is hopeless; never to choose.  0: no estimate, always
     tried."""
     build_seconds: float = 0.0
+    float16_terms: int = 0
+    """Of its products, how many are added in float16 before their sum goes to float32; 0: none.  An error that no plan
+    allows: such candidates are never proposed, a suite names them, and they are held to ``Expected.rounded``."""
 
 
 class Run(Protocol):

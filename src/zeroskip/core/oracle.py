@@ -25,10 +25,24 @@ like, so the elementwise bound is not for them."""
 
 @dataclass(frozen=True)
 class Expected:
-    """``value`` and the largest permitted distance from it, float64, of the output's shape."""
+    """``value`` and the largest permitted distance from it, float64, of the output's shape; what that comes from:
+    ``magnitude``, ``|W| * |x| + |bias| + |residual|``, and ``nonzeros`` of each output channel."""
 
     value: Tensor
     bound: Tensor
+    magnitude: Tensor
+    nonzeros: Tensor
+
+    def rounded(self, terms: int) -> Tensor:
+        """The permitted distance where products are rounded to float16 and up to ``terms`` of them are added in it.
+
+        ``t u / (1 - t u)`` of the magnitude more, and half of the smallest float16 for each product too small for a
+        normal one, as long as no sum in float16 exceeds 65504.  Source: as for ``expected``.
+        """
+        if terms == 0:
+            return self.bound
+        error = terms * UNIT_ROUNDOFF[torch.float16]
+        return self.bound + error / (1 - error) * self.magnitude + 2.0**-25 * self.nonzeros
 
 
 def activate(y: Tensor, activation: Activation) -> Tensor:
@@ -86,4 +100,4 @@ def expected(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, resid
     nnz = (w64 != 0).flatten(1).sum(1).double()
     nnz = nnz.reshape(-1, 1, 1) if x.dim() == 4 else nnz
     unit = (nnz + 4) * UNIT_ROUNDOFF[torch.float32] + (TF32_PRODUCT if layer.precision == "tf32" else 0.0)
-    return Expected(value, unit * magnitude + UNIT_ROUNDOFF[x.dtype] * value.abs())
+    return Expected(value, unit * magnitude + UNIT_ROUNDOFF[x.dtype] * value.abs(), magnitude, nnz)

@@ -177,9 +177,9 @@ class Oracle:
         weight, bias = parameters["weight"].to(x.device), parameters.get("bias")
         self.expected = expected(layer, x, weight, None if bias is None else bias.to(x.device), residual)
 
-    def judge(self, y: Tensor) -> Verdict:
+    def judge(self, y: Tensor, float16_terms: int = 0) -> Verdict:
         """How far ``y`` lies from the truth; an element never written (NaN) is infinitely far."""
-        value, bound = self.expected.value, self.expected.bound
+        value, bound = self.expected.value, self.expected.rounded(float16_terms)
         error = (y[self.images].double() - value).abs()
         found = y[self.images].double()
         same = (found == value) | (found.isnan() & value.isnan())
@@ -196,4 +196,4 @@ def check(stage: Stage, oracle: Oracle) -> Verdict:
         output.fill_(torch.nan)
     if stage.workspace is not None:
         stage.workspace.fill_(255)
-    return oracle.judge(stage()[0])
+    return oracle.judge(stage()[0], stage.bound.candidate.float16_terms)

@@ -55,7 +55,7 @@ class SparseRT(LayerMethod[SparseRTConfig, SparseRTPacked]):
         if config.slab:
             x = Layout("nchw", (0, 0), aligned=16 // PRECISION_BYTES[layer.precision])
         y = Layout("nchw", writes_halo=True) if config.gaps else Layout("nchw", (0, 0))
-        return Candidate(config, (x, *(planes,) * others), (y,))
+        return Candidate(config, (x, *(planes,) * others), (y,), float16_terms=config.terms)
 
     def pack(self, segment: Segment, parameters: Parameters, config: SparseRTConfig) -> SparseRTPacked:
         return cuda.pack(segment.layer, parameters["weight"], parameters.get("bias"), config)
