@@ -178,14 +178,38 @@ def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tupl
     return found
 
 
+def beside_another(gpu: str) -> list[str]:
+    """What the first GPU's figures say of the next one's, in words: how far cuBLAS is apart on the nine layers."""
+    other = GPUS[-1]
+    if gpu == other:
+        return []
+    facts = {"mask": "random", "density": 0.1, "batch": 1, "precision": "fp32", "cache": "warm"}
+    here, there = (Products(measured(one, "fig10")[0]) for one in (gpu, other))
+    pairs = [(item, there.one(name=item.case["name"], **facts)) for item in here.of(**facts)]
+    ratios = [products.ratio(products.us(item, "cublas"), products.us(same, "cublas")) for item, same in pairs]
+    mean = products.geometric_mean(ratios)
+    if mean is None:
+        return []
+    return [
+        "",
+        f"Goals were set for an {other.upper()}, of which none was lent any more. An {gpu.upper()} has as many "
+        "multiprocessors at the same clocks, more L2 and faster memory: in its L2 cuBLAS takes "
+        f"{mean:.2f} times as long as on an [{other.upper()}]({other.upper()}.md) for the nine layers "
+        "(geometric mean, fp32, one image).",
+    ]
+
+
 OTHERS = (
     ("two_of_four", "2:4 zeros", "Two of every four weights are zeros; cuSPARSELt computes in half precision only."),
     ("depthwise", "Depthwise layers of MobileNetV1", "Channels @ side of the input; every weight is there."),
+)
+"""Suites whose tables are what every method took: suite, title, text."""
+VARIANTS = (
     ("sparsert_slabs", "SparseRT with x in slabs", "Rows of a block x pixels; mates share what they copy of x."),
     ("sparsert_halves", "SparseRT with sums in float16", "Products of pairs, up to so many, then in float32."),
     ("escort_ablation", "Escort with and without reuse from registers", "Each tuned for itself."),
 )
-"""Suites whose tables are what every method took: suite, title, text."""
+"""The same of what a method's configurations took."""
 
 
 def on_gpu(gpu: str) -> dict[str, list[str]]:
@@ -197,6 +221,8 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         f"Made by `make figures` from `benchmarks/results/{gpu}`; how the numbers were ",
     ]
     page[-1] += 'taken: [MEASURING.md](MEASURING.md). Times in microseconds; "over" is how many times faster.'
+
+    page += beside_another(gpu)
 
     def section(title: str, table: products.Table, *more: str) -> None:
         if table.rows:
@@ -256,6 +282,10 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         for batch in (1, 32):
             table = rivals.times_table(compared[suite], lambda method: method != "cublas", cache="warm", batch=batch)
             section(f"{title}, {'one image' if batch == 1 else '32 images'}, warm", table, text)
+    for suite, title, text in VARIANTS:
+        for batch in (1, 32):
+            table = rivals.variants_table(compared[suite], cache="warm", batch=batch)
+            section(f"{title}, {'one image' if batch == 1 else '32 images'}, warm", table, text)
     comparisons, facts = suites["networks_cuda"]
     whole = networks.networks(comparisons)
     title = "Whole networks at 90% zeros"
@@ -264,7 +294,7 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         text = "One graph on each side. Only the factor of the last step is credited to zeros."
         section(title, table, f"{text}\n\n![whole networks]({gpu}-networks.svg)")
         short["networks"] = [machine(gpu, facts), "", table.markdown().rstrip()]
-    if len(page) > 3:
+    if any(line.startswith("## ") for line in page):
         (DOCS / f"{name}.md").write_text("\n".join(page) + "\n")
         short["page"] = [f"[docs/{name}.md](docs/{name}.md)"]
     return short

@@ -91,7 +91,7 @@ def test_a_launch_goes_to_the_stream_that_is_current() -> None:
     side = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(200_000_000)
+        torch.cuda._sleep(2_000_000_000)
         add.launch(GRID, BLOCK, (y, x, 0.5, COUNT))
     assert torch.equal(y, old)
     side.synchronize()

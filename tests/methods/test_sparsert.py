@@ -103,6 +103,25 @@ def test_more_cores_try_more_of_a_large_layer(monkeypatch: pytest.MonkeyPatch) -
     assert 3 < len(found[1]) < 8
 
 
+@pytest.mark.parametrize(
+    ("shape", "slabs"),
+    [
+        (ConvShape(32, 512, 14, 14, 512, 1, 1), True),
+        (ConvShape(32, 1024, 7, 7, 1024, 1, 1), False),  # short copies
+        (ConvShape(1, 512, 14, 14, 512, 1, 1), False),  # few rows to a thread
+        (ConvShape(32, 512, 14, 14, 128, 1, 1), False),  # few blocks of rows
+        (ConvShape(32, 96, 14, 14, 96, 3, 3), False),
+    ],
+    ids=str,
+)
+def test_slabs_are_proposed_where_many_blocks_read_long_runs_of_x(shape: ConvShape, slabs: bool) -> None:
+    layer = Job.of(replace(shape, n=1), weight=sparse(shape, 0.1)).layer
+    layer = replace(layer, shape=shape)
+    found = estimate.estimates(layer, GPU)
+    assert any(one.config.slab for one in found) == slabs
+    assert not any(one.config.slab for one in estimate.estimates(layer, OLD))
+
+
 def test_a_layer_that_would_assemble_too_long_is_not_tried() -> None:
     layer = Job.of(FLAT).layer
     large = replace(layer, weights=replace(layer.weights, nnz=2_000_000))
