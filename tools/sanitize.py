@@ -1,7 +1,7 @@
 """Run every method's kernels under compute-sanitizer: `make sanitize` on a machine with a GPU.
 
-Four tools over the same work, each of which must find nothing, and two planted faults that must be found.  The summary
-is printed and, with --out FILE, written.
+Four tools over the same work, racecheck without what it does not know, each of which must find nothing, and two planted
+faults that must be found.  The summary is printed and, with --out FILE, written.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ def test_prune_compile_run_in_a_row(tmp_path: Path, tiny: None) -> None:
         1,
         "--out",
         engine,
+        "--half",
         "--plan",
         plan,
         "--page",

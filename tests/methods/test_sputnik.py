@@ -11,7 +11,7 @@ from methods.jobs import GPU, Job
 from zeroskip.core.device import cpu
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import PRECISION_DTYPES, ConvShape, Epilogue, Precision
-from zeroskip.methods.sputnik.cuda import SputnikConfig
+from zeroskip.methods.sputnik.cuda import SputnikConfig, configs
 from zeroskip.methods.sputnik.method import METHOD
 
 FLAT, LINEAR = ConvShape(1, 64, 14, 14, 48, 1, 1), ConvShape(9, 64, 1, 1, 48, 1, 1)
@@ -72,6 +72,16 @@ def test_packing_is_exact(kind: str, precision: Precision) -> None:
         packed = METHOD.pack(job.segment, job.parameters, candidate.config)
         assert packed.values.dtype == PRECISION_DTYPES[precision]
         assert torch.equal(METHOD.unpack(packed).reshape(job.weight.shape), job.weight)
+
+
+def test_rows_are_swizzled_where_blocks_wait_for_others() -> None:
+    def swizzled(shape: ConvShape, tile: SputnikConfig) -> bool:
+        layer = replace(Job.of(replace(shape, h=1, w=1)).layer, shape=shape)
+        (found,) = [one for one in configs(layer, GPU) if replace(one, swizzle=True) == tile]
+        return found.swizzle
+
+    assert not swizzled(ConvShape(1, 512, 14, 14, 512, 1, 1), SputnikConfig(32, 2, 1, 1, 4))
+    assert swizzled(ConvShape(1, 2048, 1, 2048, 2048, 1, 1), SputnikConfig(32, 4, 2, 1, 8))
 
 
 def test_swizzle_sorts_rows_by_length_and_its_absence_does_not() -> None:

@@ -3,15 +3,17 @@ arguments: a kind of pruner, and what rank 1 has different)."""
 
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pruning.training import batch, network, optimizer_of, pruner_of, train_step
-from zeroskip.pruning import check_ranks
+from zeroskip.pruning import Pruner, check_ranks, load_checkpoint, save_checkpoint
 
-STEPS = 12
+STEPS, STOP = 12, 5
 
 
 def sparsity(scenario: str, rank: int) -> float:
@@ -27,6 +29,8 @@ def sparsity(scenario: str, rank: int) -> float:
     pruner = pruner_of("gradual erk" if other == "config" and rank else kind, model, optimizer)
     torch.manual_seed(rank)  # dropout
     for step in range(1, STEPS + 1):
+        if other == "process" and step == STOP + 1:
+            model, ddp, optimizer, pruner = resumed(kind, model, optimizer, pruner, rank)
         data = batch(2 * step + rank)
         train_step(ddp, optimizer, pruner, data)
         if other == "weights" and rank and step == 4:
@@ -39,6 +43,24 @@ def sparsity(scenario: str, rank: int) -> float:
     assert torch.equal(*everyone)
     assert not (flat == 0).all()
     return pruner.sparsity
+
+
+def resumed(
+    kind: str, model: nn.Module, optimizer: torch.optim.Optimizer, pruner: Pruner, rank: int
+) -> tuple[nn.Sequential, DistributedDataParallel, torch.optim.Optimizer, Pruner]:
+    """What rank 0 writes, loaded by all into what new processes would build."""
+    folder = [tempfile.mkdtemp() if rank == 0 else ""]
+    distributed.broadcast_object_list(folder)
+    path = Path(folder[0]) / "c.pt"
+    if rank == 0:
+        save_checkpoint(path, STOP, model=model, optimizer=optimizer, pruner=pruner)
+    distributed.barrier()
+    new = network()
+    ddp, optimizer = DistributedDataParallel(new), optimizer_of(new)
+    pruner = pruner_of(kind, new, optimizer)
+    assert load_checkpoint(path, model=new, optimizer=optimizer, pruner=pruner) == STOP
+    torch.manual_seed(STOP * 2 + rank)  # dropout
+    return new, ddp, optimizer, pruner
 
 
 def main(scenarios: list[str]) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pruning.training import KINDS, batch, network, optimizer_of, pruner_of, train_step
+from zeroskip.core.atomic import write_atomically
 from zeroskip.core.errors import FileFormatError
 from zeroskip.pruning import PruneConfig, PruneLog, PruneRecord, load_checkpoint, read_log, save_checkpoint
-from zeroskip.pruning.atomic import write_atomically
 
 STEPS = 12
 

@@ -45,6 +45,20 @@ def test_prune_finetune_compile_same_accuracy(
     assert re.search(r"64->64 3x3 @7x7 n100 +90%", out), out
 
 
+@pytest.mark.skipif(not example.FOLDER.exists(), reason="dataset-fashion-mnist is not installed")
+def test_the_real_images_keep_their_accuracy(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A part of them, for seconds instead of minutes."""
+    for part, count in (("train", 6000), ("t10k", 1000)):
+        for kind in ("images-idx3", "labels-idx1"):
+            name = f"{part}-{kind}-ubyte.gz"
+            write_idx(tmp_path / name, example.read_idx(example.FOLDER / name)[:count].numpy())
+    example.main(["--data", str(tmp_path), "--epochs", "3"])
+    out = capsys.readouterr().out
+    accuracy = {name: float(value) for name, value in re.findall(r"^(\w+).*?: ([\d.]+)%", out, re.MULTILINE)}
+    assert accuracy["pruned"] == accuracy["compiled"] > 75, out
+    assert "0 of 1,000 answers differ" in out, out
+
+
 def test_training_prunes_to_the_sparsity_asked_for(data: Path) -> None:
     torch.manual_seed(0)
     model = example.network()

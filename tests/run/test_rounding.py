@@ -49,6 +49,20 @@ def test_a_file_of_rounded_weights_loads_and_says_so(tmp_path: Path) -> None:
     assert all(half[name].dtype == torch.float32 for name in biases)
 
 
+def test_an_engine_saves_half_of_the_bytes_when_asked(tmp_path: Path) -> None:
+    engine = engine_of(variant_of(network()).program, *OURS)
+    engine.save(tmp_path / "whole.zsk")
+    engine.save(tmp_path / "half.zsk", half=True)
+    half = zeroskip.load(tmp_path / "half.zsk")
+    assert "rounded to float16" in half.plan.notes[-1]
+    assert 0 < distance(half(IMAGE), engine(IMAGE)) < 1e-3
+    values = [
+        sum(array.nbytes for name, array in read(tmp_path / file)[1].items() if name.endswith(":values"))
+        for file in ("half.zsk", "whole.zsk")
+    ]
+    assert 2 * values[0] == values[1]
+
+
 def test_rounding_twice_changes_nothing() -> None:
     once = rounded(variant_of(network()))
     twice = rounded(once)

@@ -64,7 +64,18 @@ def test_a_file_that_is_too_large_is_not_kept(
     monkeypatch.setattr(export, "MOST_BYTES", 1000)
     with pytest.raises(SystemExit, match=r"at most 1,000 are wanted"):
         export.main([str(tmp_path / "tiny.safetensors"), "--out", str(tmp_path / "tiny.zsk")])
-    assert not (tmp_path / "tiny.zsk").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.safetensors"]
+
+
+def test_a_file_that_is_there_survives_one_that_is_too_large(
+    network: nn.Module, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_network(tmp_path / "tiny.safetensors", "tiny", 10, network)
+    (tmp_path / "tiny.zsk").write_bytes(b"old")
+    monkeypatch.setattr(export, "MOST_BYTES", 1000)
+    with pytest.raises(SystemExit, match=r"at most 1,000 are wanted"):
+        export.main([str(tmp_path / "tiny.safetensors"), "--out", str(tmp_path / "tiny.zsk")])
+    assert (tmp_path / "tiny.zsk").read_bytes() == b"old"
 
 
 def test_mistakes_are_one_message(network: nn.Module, tmp_path: Path) -> None:

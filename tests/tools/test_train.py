@@ -134,6 +134,26 @@ def test_other_settings_are_refused(data: Path, tmp_path: Path) -> None:
         main([*words, "--peak", "0.2"])
 
 
+def test_the_checkpoint_of_other_settings_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of a parent, of which nothing is recorded yet."""
+    words = ["--out", str(tmp_path), "--data", str(data), *SHORT, "--rows", "parent"]
+    asked = iter([None, None, cycle.OutOfTime()])
+
+    def need(budget: cycle.Budget, seconds: float) -> None:
+        if error := next(asked, None):
+            raise error
+
+    monkeypatch.setattr(cycle.Budget, "need", need)
+    main(words)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    before = checkpoint.read_bytes()
+    with pytest.raises(SystemExit, match=r"of resnet18-parent-s0 with .*'peak': 0.05.* go on with those"):
+        main([*words, "--peak", "0.2"])
+    assert checkpoint.read_bytes() == before
+
+
 def test_list_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--out", str(tmp_path / "none"), "--list"])
     assert "vgg19_bn-2of4-s2" in capsys.readouterr().out

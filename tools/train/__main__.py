@@ -38,6 +38,7 @@ from torch import nn
 
 from zeroskip.core import device as devices
 from zeroskip.core.env import data_folder, environment
+from zeroskip.core.errors import ZeroskipError
 from zeroskip.core.jsonable import to_json
 from zeroskip.model.zoo.files import build_network, load_network, save_network
 from zeroskip.pruning import Trained, TrainedFile
@@ -151,8 +152,15 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    try:
+        train(arguments(words))
+    except (ZeroskipError, ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def train(args: argparse.Namespace) -> None:
+    """What is asked for and not done yet, as far as the budget goes."""
     start = time.monotonic()
-    args = arguments(words)
     settings = replace(
         Settings(batch=args.batch, peak=args.peak, photos=args.photos),
         parent_epochs=max(1, round(args.scale * Settings.parent_epochs)),

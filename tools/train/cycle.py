@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zeroskip.core.jsonable import to_json
 from zeroskip.pruning import (
     GradualPruner,
     PruneLog,
@@ -71,6 +72,25 @@ class Stopwatch:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             self.seconds += time.monotonic() - start
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to; a part of it."""
+
+    job: str
+    settings: Settings
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"job": self.job, "settings": to_json(asdict(self.settings))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where it is of something else."""
+        if state != self.state_dict():
+            raise ValueError(
+                f"the checkpoint is of {state['job']} with {state['settings']}, not of {self.job} with "
+                f"{self.state_dict()['settings']}: go on with those, or take another --out"
+            )
 
 
 @torch.no_grad()
@@ -177,7 +197,9 @@ class Cycle:
         return self._removed or prune(self.model, DENSE)
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"model": self.model, "optimizer": self.optimizer, "log": self.log, "watch": self.watch}
+        identity = Identity(self.job.name, self.settings)
+        parts = {"identity": identity, "model": self.model, "optimizer": self.optimizer}
+        parts |= {"log": self.log, "watch": self.watch}
         return parts if self.pruner is None else parts | {"pruner": self.pruner}
 
     def _resume(self) -> int:

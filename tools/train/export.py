@@ -20,8 +20,6 @@ from torch import Tensor, nn
 import zeroskip
 from zeroskip.core.errors import SaveError, ZeroskipError
 from zeroskip.model.zoo.files import build_network, load_network
-from zeroskip.run import file
-from zeroskip.run.rounding import rounded
 
 from . import photos
 
@@ -75,11 +73,13 @@ def export(source: Path, to: Path, labels: Sequence[str] = LABELS) -> None:
     saved = load_network(source)
     engine = zeroskip.compile(OfPixels(saved.model).eval(), torch.rand(IMAGE), threads=1, labels=labels)
     to.parent.mkdir(parents=True, exist_ok=True)
-    file.save([rounded(variant) for variant in engine.variants], to, engine.labels)
-    size = to.stat().st_size
+    part = to.with_name(f".{to.name}.part")
+    engine.save(part, half=True)
+    size = part.stat().st_size
     if size > MOST_BYTES:
-        to.unlink()
+        part.unlink()
         raise SaveError(f"{to} would have {size:,} bytes, at most {MOST_BYTES:,} are wanted: prune more")
+    part.replace(to)
     with torch.device("meta"):
         dense = sum(tensor.nbytes for tensor in build_network(saved.network, saved.classes).state_dict().values())
     print(f"{to}: {size / 1e6:.2f} MB, {size / dense:.1%} of the {dense / 1e6:.2f} MB of dense fp32")

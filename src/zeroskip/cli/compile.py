@@ -23,6 +23,9 @@ def compile_model(
     labels: Annotated[
         Path | None, typer.Option(help="Names of the classes, one a line, for zeroskip run to tell.")
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store float32 weights rounded to float16, in half the bytes.")
+    ] = False,
     plan: Annotated[Path | None, typer.Option(help="Write the plan here too, as JSON.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write a report here, as HTML.")] = None,
     as_json: Json = False,
@@ -41,7 +44,7 @@ def compile_model(
     network, example = network.to(place(device), getattr(torch, dtype)), example.to(device, getattr(torch, dtype))
     with progress(f"compiling {model}") as bar:
         engine = zeroskip.compile(network, example, precision=precision, threads=threads, labels=names, progress=bar)
-    engine.save(to)
+    engine.save(to, half=half)
     if plan is not None:
         plan.write_text(engine.plan.to_json())
     if page is not None:

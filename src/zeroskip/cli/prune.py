@@ -35,8 +35,8 @@ def prune(
 
     from zeroskip.cli.compile import sizes
     from zeroskip.cli.models import build
+    from zeroskip.core.atomic import write_atomically
     from zeroskip.pruning import prune as zero_smallest
-    from zeroskip.pruning.atomic import write_atomically
 
     if pattern == "filters":
         raise ValueError(

@@ -64,11 +64,11 @@ def restored(file: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtyp
             ``nonzeros.EXPANSION`` times its bytes.
         KeyError: there are none of that name, or of more forms than one.
     """
+    found = [(form, parts) for form, parts in _INDEX if any(f"{name}:{part}" in file for part in parts)]
+    if len(found) + (name in file) != 1:
+        raise KeyError(f"tensor {name} is stored in {len(found) + (name in file)} forms, expected one")
     if name in file:
         return _wide(file[name], dtype)
-    found = [(form, parts) for form, parts in _INDEX if any(f"{name}:{part}" in file for part in parts)]
-    if len(found) != 1:
-        raise KeyError(f"tensor {name} is stored in {len(found)} forms, expected one")
     ((form, parts),) = found
     values = _wide(file[f"{name}:values"], dtype)
     return form(*(file[f"{name}:{part}"] for part in parts), values).dense(shape)

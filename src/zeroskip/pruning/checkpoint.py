@@ -9,9 +9,8 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import nn
 
+from zeroskip.core.atomic import write_atomically
 from zeroskip.core.errors import FileFormatError
-
-from .atomic import write_atomically
 
 _FORMAT = "zeroskip training checkpoint 1"
 

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .atomic import write_atomically
+from zeroskip.core.atomic import write_atomically
+
 from .config import PruneConfig
 from .record import PruneRecord
 

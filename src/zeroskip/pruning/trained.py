@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zeroskip.core.atomic import write_atomically
 from zeroskip.core.errors import FileFormatError
 from zeroskip.core.jsonable import from_json, to_json
 
-from .atomic import write_atomically
 from .config import PruneConfig
 from .log import LogEntry
 from .record import PruneRecord

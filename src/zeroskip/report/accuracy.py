@@ -152,7 +152,9 @@ class Treatment:
     def label(self) -> str:
         """The name in a picture: of single weights only how many went."""
         pruning = self.seeds[0].pruning
-        return f"{pruning.final_sparsity:.0%}" if self.masked and pruning.pattern == "unstructured" else self.name
+        if not self.masked or pruning.pattern != "unstructured":
+            return self.name
+        return f"{pruning.final_sparsity:.0%}" + (f" {pruning.score}" if pruning.score != "magnitude" else "")
 
     @property
     def masked(self) -> bool:

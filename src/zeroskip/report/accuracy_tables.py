@@ -20,13 +20,15 @@ EASY = (
 ROWS = (
     "Means over the seeds; spread is best less worst seed, in points. Dense was trained as long as the pruned rows, "
     "parent is what all of them went on from. Files hold fp16 weights without their zeros, and the accuracy is that of "
-    "the file run in fp32, beside every speed-up; its share is of four bytes for each weight of dense. What was not "
-    "measured is left empty."
+    "the file run in fp32; its share is of four bytes for each weight of dense. What was not measured is left empty. "
+    "A GPU adds in any order: two trainings of one row and seed differ by up to a point."
 )
 SPEEDS = (
     "Over the fastest way to run the dense row on the same machine in the same precision (where that was not timed: to "
     "run a row with masks with dense kernels, which take as long). Where there are zeros our engine counts; where "
-    "filters were removed the network itself is smaller, and whatever runs it fastest counts."
+    "filters were removed the network itself is smaller, and whatever runs it fastest counts. A speed is that of the "
+    "row's network when it was measured: one that is trained again (see the commits of the records) has its zeros "
+    "elsewhere, but as many."
 )
 
 

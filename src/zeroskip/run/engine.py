@@ -115,15 +115,24 @@ class Engine(nn.Module):
                 )
         return call
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, half: bool = False) -> None:
         """Write a ``.zsk`` file: graph, plans, sparse weights and labels, no code and no pickle.
 
+        An interruption leaves the old file or the new one.
+
+        Args:
+            half: round float32 weights of layers to float16 numbers, which take half the bytes.  The engine that is
+                loaded computes in float32 as before, with the same zeros, and a note of its plan says how far the
+                weights moved; its accuracy is yours to measure.
+
         Raises:
-            SaveError: the graph holds an operator or argument that a file cannot carry; it is named.
+            SaveError: the graph holds an operator or argument that a file cannot carry, or, with ``half``, a weight is
+                beyond float16's 65504; it is named.
         """
         from zeroskip.run.file import save
+        from zeroskip.run.rounding import rounded
 
-        save(self.variants, Path(path), self.labels)
+        save([rounded(one) for one in self.variants] if half else self.variants, Path(path), self.labels)
 
     def extra_repr(self) -> str:
         return "\n".join(self.plan.summary())

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from zeroskip.core.atomic import write_atomically
 from zeroskip.core.errors import FileFormatError, SaveError
 from zeroskip.core.graph import CONV, LINEAR, Graph, Value, graph_from_json, graph_to_json
 from zeroskip.core.jsonable import from_json, to_json
@@ -84,7 +85,8 @@ def save(variants: Sequence[Variant], path: Path, labels: Sequence[str] | None =
             )
         arrays |= parts
     document = {"format": FORMAT, "variants": documents} | ({} if labels is None else {"labels": list(labels)})
-    safetensors.torch.save_file(arrays, path, metadata={"zeroskip": json.dumps(document, allow_nan=False)})
+    data = safetensors.torch.save(arrays, metadata={"zeroskip": json.dumps(document, allow_nan=False)})
+    write_atomically(path, lambda file: file.write(data))
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> Engine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -107,7 +107,8 @@ def configs(layer: Layer, device: Device) -> list[SputnikConfig]:
             check(layer, config)
         except ValueError:
             continue
-        found.append(config)
+        # Heavy rows first is for waves that others follow; where one wave is all, neighbours in W share more of x.
+        found.append(replace(config, swizzle=layer.kind == "linear" or _waves(layer, config, device) > 1))
     return sorted(found, key=lambda config: _seconds(layer, config, device))
 
 
@@ -130,6 +131,14 @@ def _linear_menu(layer: Layer) -> Iterator[SputnikConfig]:
 
 
 LATENCY_CYCLES = 2000.0
+RESIDENT = 8
+"""Blocks of a multiprocessor at a time, about."""
+
+
+def _waves(layer: Layer, config: SputnikConfig, device: Device) -> int:
+    shape = layer.shape
+    blocks = -(-shape.n * shape.p * shape.q // config.cols) * -(-shape.k // config.rows)
+    return -(-blocks // (RESIDENT * device.num_sms))
 
 
 def _seconds(layer: Layer, config: SputnikConfig, device: Device) -> float:
@@ -142,12 +151,11 @@ def _seconds(layer: Layer, config: SputnikConfig, device: Device) -> float:
         return (steps * (2 + config.pieces) / device.num_sms + LATENCY_CYCLES) / CLOCK
     columns = shape.n * shape.p * shape.q
     strips = -(-columns // config.cols)
-    blocks = strips * -(-shape.k // config.rows)
     share = config.subwarp / 32  # of a warp
     loads = config.pieces * max(1.0, config.vector * item * 32 / 128)
     work = strips * nnz * share * (loads + 2)
     per_block = config.rows * config.subwarp / 32 * nnz / shape.k * (loads + 3)
-    waves = -(-blocks // (8 * device.num_sms))
+    waves = _waves(layer, config, device)
     longest = 2.5 * nnz / shape.k * 6  # cycles that one row takes when it has the SM to itself
     return (max(work / device.num_sms, waves * per_block) + longest + LATENCY_CYCLES) / CLOCK
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from zeroskip.core.atomic import write_atomically
 from zeroskip.core.errors import FileFormatError, SaveError
 from zeroskip.core.jsonable import from_json
 from zeroskip.pack.smallest import restored, stored
@@ -75,7 +76,8 @@ def save_network(path: Path, network: str, classes: int, model: nn.Module) -> No
         arrays |= stored(name, value.contiguous())
     about = {"network": network, "classes": classes, "tensors": shapes}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(save(arrays, metadata={"about": json.dumps(about)}))
+    data = save(arrays, metadata={"about": json.dumps(about)})
+    write_atomically(path, lambda file: file.write(data))
 
 
 def load_network(path: str | Path) -> SavedNetwork:
