@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from zeroskip.core.device import cpu
-from zeroskip.measure.timer import measure, once
+from zeroskip.core.record import Times
+from zeroskip.measure.timer import disturbed, measure, once
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -32,3 +33,18 @@ def test_what_a_call_raises_leaves_the_threads_as_they_were() -> None:
     with pytest.raises(ZeroDivisionError):
         measure({"it": lambda: 1 // 0}, 3, replace(cpu(1), threads=before + 1))
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        ((1.0,) * 8, (2.0,) * 8, False),
+        ((1.0,) * 5 + (1.2,) * 3, (2.0,) * 8, False),  # one variant is uneven, the machine was quiet
+        ((1.0,) * 5 + (1.2,) * 3, (2.0,) * 5 + (3.0,) * 3, True),
+        ((1.0,) * 7 + (9.0,), (2.0,) * 7 + (9.0,), False),  # single samples say nothing
+    ],
+)
+def test_samples_that_wait_for_somebody_else_are_seen(
+    first: tuple[float, ...], second: tuple[float, ...], wanted: bool
+) -> None:
+    assert disturbed({"a": Times(first, "cuda"), "b": Times(second, "cuda")}) == wanted

@@ -85,6 +85,9 @@ def test_a_later_measurement_of_a_case_replaces_the_earlier_and_other_machines_s
     (found,) = latest(RecordFile(environments, (*older, *other, *new)))
     assert found.environment == "g1"
     assert set(found.times) == {"slab"}
+    busy = made.records(case, {"cusparse": 9.0, "slab": 9.0})
+    disturbed = made.file([*made.records(case, {"slab": 4.0}), *[replace(one, contended=True) for one in busy]])
+    assert latest(disturbed) == []
     assert latest(RecordFile({}, ())) == []
 
 

@@ -43,6 +43,7 @@ def test_a_photograph_is_classified_as_the_network_does(
     engine = zeroskip.load(tmp_path / "out" / "tiny.zsk")
     assert engine.labels == export.LABELS
     assert engine.plan.device.threads == 1
+    assert engine.plan.device.vector_floats <= 8
     assert "rounded to float16" in engine.plan.notes[-1]
 
     pixels = torch.randint(0, 256, (3, 112, 112), dtype=torch.uint8)

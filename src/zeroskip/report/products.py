@@ -21,7 +21,7 @@ SPUTNIK = "sputnik"
 
 
 def latest(file: RecordFile) -> list[Comparison]:
-    """The last measurement of each case, on the machine of the file's last record."""
+    """The last measurement of each case, on the machine of the file's last record; none that was disturbed."""
     if not file.records:
         return []
 
@@ -29,7 +29,7 @@ def latest(file: RecordFile) -> list[Comparison]:
         return file.environments[environment].get("device")
 
     last = machine(file.records[-1].environment)
-    found = [item for item in compare(file.records) if machine(item.environment) == last]
+    found = [item for item in compare(file.records) if machine(item.environment) == last and not item.contended]
     return list({json.dumps(item.case, sort_keys=True): item for item in found}.values())
 
 

@@ -108,7 +108,7 @@ FEWEST, MOST = 16, 8000
 """Nonzeros of a team."""
 MATES, SLAB, SLAB_ROWS, SLAB_BLOCKS, SLAB_BYTES = 2, 32, 32, 8, 8192
 """Blocks that x is brought to at once, and input channels of a slab; from how many rows of a thread, blocks of rows and
-bytes of a copy on.  What benchmarks/suites/sparsert_slabs.toml has of other kinds took longer than without (H200)."""
+bytes of a copy on.  Of other kinds in benchmarks/suites/sparsert_slabs.toml none was fastest for its layer (H200)."""
 UNDER_WAY = 64
 """Registers that more loads under way are good for."""
 
