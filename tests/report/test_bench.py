@@ -311,7 +311,7 @@ def test_without_peaks_nothing_is_impossible() -> None:
 
 # -- suites -------------------------------------------------------------------------------------------
 SUITE = """
-defaults = { kind = "layer", device = "cuda", c = 4, k = 4, h = 2, w = 2 }
+defaults = { kind = "layer", device = "cuda", c = 4, k = 4, h = 2, w = 2, methods = ["dense"], baselines = [] }
 case = [{ name = "a" }, { name = "b" }, { name = "c", caches = ["warm"] }]
 """
 
@@ -361,6 +361,20 @@ def test_what_was_measured_with_the_same_sources_is_skipped(suite: Path) -> None
     lines[0]["environment"]["source"] = "before"
     (suite.parent / "old.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert run(suite, "again.jsonl", resume=suite.parent / "old.jsonl") == 3
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        'methods = ["dense", "slab"], baselines = []',
+        'methods = ["dense"], baselines = ["cublas"]',
+        'methods = ["dense"], baselines = [], configs.slab = [{ label = "alone", split = 1 }]',
+    ],
+)
+def test_what_a_suite_asks_for_besides_is_measured(suite: Path, more: str) -> None:
+    run(suite)
+    suite.write_text(suite.read_text().replace('methods = ["dense"], baselines = []', more))
+    assert run(suite, "rest.jsonl", resume=suite.parent / "r.jsonl") == 3
 
 
 def test_no_case_starts_that_would_end_beyond_the_budget(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:

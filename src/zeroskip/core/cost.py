@@ -18,13 +18,16 @@ class Cost:
     def seconds(self, device: Device, precision: str = "fp32") -> float:
         """The roofline floor: the larger of arithmetic and memory time.  0 where the peaks are unknown.
 
-        Work that fits the GPU's L2 cache is held against the rate of that cache.
+        On a GPU every byte passes the L2 cache, and only what that cannot hold has to come from memory.
         """
         peak = device.peak_tflops.get(DENSE_PEAK.get(precision, precision), 0.0)
         moved = self.bytes_read + self.bytes_written
-        cached = device.l2_gbps and moved < device.l2_bytes / 2
-        rate = device.l2_gbps if cached else device.bandwidth_gbps
-        return max(self.flops / (peak * 1e12) if peak else 0.0, moved / (rate * 1e9) if rate else 0.0)
+        missed = max(0, moved - device.l2_bytes) if device.l2_gbps else moved
+        return max(
+            self.flops / (peak * 1e12) if peak else 0.0,
+            moved / (device.l2_gbps * 1e9) if device.l2_gbps else 0.0,
+            missed / (device.bandwidth_gbps * 1e9) if device.bandwidth_gbps else 0.0,
+        )
 
 
 DENSE_PEAK = {"bf16": "fp16"}

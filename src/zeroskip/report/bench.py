@@ -22,7 +22,7 @@ from zeroskip.plan.planner import Progress, silent
 from zeroskip.report.layers import bench_layer, first_line, status_of
 from zeroskip.report.models import bench_load, bench_model
 from zeroskip.report.records import Writer, read
-from zeroskip.report.suite import BenchCase, read_suite
+from zeroskip.report.suite import LABEL, BenchCase, read_suite
 from zeroskip.report.workload import missing_data
 
 EVERY = "*"
@@ -54,7 +54,7 @@ def run_suite(
         ZeroskipError: a kernel has made the GPU unusable for this process; the records so far are written.
     """
     suite = read_suite(path)
-    known = _known(resume) if resume else set()
+    known = _known(resume) if resume else {}
     started, longest, done = time.perf_counter(), 0.0, 0
     environments: dict[Device, dict[str, Any]] = {}
     for index, case in enumerate(suite.cases):
@@ -66,7 +66,7 @@ def run_suite(
         if here not in environments:
             environments[here] = environment(here)
         facts = environments[here]
-        if all((json.dumps(one), facts["source"]) in known for one in case.all_facts):
+        if all(_complete(case, known.get((json.dumps(one), facts["source"]))) for one in case.all_facts):
             continue
         begun = time.perf_counter()
         if budget_seconds is not None and begun - started + longest > budget_seconds:
@@ -123,6 +123,19 @@ def _peaks(device: Device) -> dict[str, Any]:
     return {"peak_tflops": device.peak_tflops, "copy_gbps": device.bandwidth_gbps, "l2_gbps": device.l2_gbps}
 
 
-def _known(path: Path) -> set[tuple[str, str]]:
-    file = read(path)
-    return {(json.dumps(record.case), file.environments[record.environment]["source"]) for record in file.records}
+def _known(path: Path) -> dict[tuple[str, str], set[str]]:
+    """By case and source: what was measured."""
+    file, found = read(path), dict[tuple[str, str], set[str]]()
+    for record in file.records:
+        key = json.dumps(record.case), file.environments[record.environment]["source"]
+        found.setdefault(key, set()).add(record.method)
+    return found
+
+
+def _complete(case: BenchCase, measured: set[str] | None) -> bool:
+    """Whether all that the case asks for by name was measured, or the whole case failed."""
+    if measured is None:
+        return False
+    labels = [f"{method}:{entry[LABEL]}" for method, entries in case.configs.items() for entry in entries]
+    named = case.methods if case.kind == "layer" and case.methods else ()
+    return EVERY in measured or measured >= {*named, *labels, *case.opponents}

@@ -28,6 +28,7 @@ from zeroskip.model.bake import bake
 from zeroskip.plan.tune import remembering
 from zeroskip.report.baselines import baseline
 from zeroskip.report.layers import first_line, status_of
+from zeroskip.report.plausible import MARGIN
 from zeroskip.report.suite import BenchCase
 from zeroskip.report.workload import example_of, model_of
 from zeroskip.run.compile import compile, distance
@@ -59,6 +60,7 @@ def _bench_model(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
     calls: dict[str, Call] = {}
     drafts: dict[str, Record] = {}
     records: list[Record] = []
+    floor_us = 0.0
 
     def enter(draft: Record, call: Call, y: Any) -> None:
         wrong = distance(y, reference)
@@ -74,6 +76,7 @@ def _bench_model(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
         for name, skip_zeros in (("zeroskip", True), ("zeroskip_dense", False)):
             started = time.perf_counter()
             engine = _compile(case, model, x, device, skip_zeros)
+            floor_us = floor_us or sum(step.floor_us for step in engine.plan.steps)
             draft = Record(
                 "",
                 case.facts,
@@ -107,8 +110,20 @@ def _bench_model(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
             return records
         measured = timer(calls, case.rounds, device)
     return records + [
-        replace(drafts[name], times=times, contended=measured.contended) for name, times in measured.times.items()
+        _judged(replace(drafts[name], times=times, contended=measured.contended, floor_us=floor_us), device)
+        for name, times in measured.times.items()
     ]
+
+
+def _judged(record: Record, device: Device) -> Record:
+    """A network cannot take less than its layers one by one at the measured peaks, zeros skipped."""
+    assert record.times is not None
+    if device.kind == "cpu" or record.times.median_us >= MARGIN * record.floor_us:
+        return record
+    why = f"its layers take {record.floor_us:.2f} us at the measured peaks"
+    return replace(
+        record, status="IMPLAUSIBLE", reason=f"a median of {record.times.median_us:.2f} us is impossible: {why}"
+    )
 
 
 def prepared(case: BenchCase, device: Device) -> tuple[nn.Module, Tensor]:
