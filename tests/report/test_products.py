@@ -170,6 +170,30 @@ def test_why_not_dense(dense: float, ours: float | None, why: str) -> None:
     assert rivals.duel(found, found.all[0], "fp32", PEAKS).why == why
 
 
+def test_sputnik_s_own_code_is_held_against_ours_by_what_cublas_took() -> None:
+    table = rivals.sputnik_table(products(made.figure_10()))
+    first = cells(table)
+    assert (first["Sputnik's own code"], first["ours"], first["our sputnik or slab"]) == ("1.05", "0.50", "0.50")
+    own = [rivals.SPUTNIK_US[name] for name in made.SHAPES]
+    mean = geometric_mean(2 * code / dense for code, dense in own)
+    assert cells(table, -1)["ours"] == f"{mean:.2f}x"
+    assert rivals.sputnik_table(Products([])).rows == ()
+
+
+def test_half_the_bytes_are_held_against_all() -> None:
+    table = rivals.halves_table(products(made.searched_figure_10()))
+    assert [row[0] for row in table.rows] == list(made.SHAPES)
+    assert (cells(table)["1, warm"], cells(table)["1, cold"], cells(table)["8, warm"]) == ("4.00x", "4.00x", "")
+    assert rivals.halves_table(Products([])).rows == ()
+
+
+def test_variants_are_listed_with_the_fastest_first() -> None:
+    table = rivals.variants_table(products(made.square_products()), cache="warm")
+    times = [float(row[3].replace(",", "")) for row in table.rows if row[:2] == table.rows[0][:2]]
+    assert len(times) > 1
+    assert times == sorted(times)
+
+
 def test_goals_name_what_is_reached_and_who_won() -> None:
     suites = {
         "fig10": products(made.searched_figure_10()),
