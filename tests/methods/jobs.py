@@ -91,4 +91,5 @@ class Job:
         want = self.expected
         assert y.shape == want.value.shape
         error = (y.double() - want.value).abs()
-        return float(torch.where(error == 0, 0.0, error / want.bound).nan_to_num(nan=torch.inf).max())
+        bound = want.rounded(candidate.float16_terms)
+        return float(torch.where(error == 0, 0.0, error / bound).nan_to_num(nan=torch.inf).max())

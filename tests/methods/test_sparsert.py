@@ -423,9 +423,10 @@ def jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
         "balance": draw(st.sampled_from(["ranges", "nonzeros", "columns"])),
         "halo": draw(st.booleans()),
         "gaps": draw(st.booleans()),
+        "terms": draw(st.sampled_from([0, 0, 3, 8])),
         "registers": 176,
     }
-    for change in ({}, {"walk": 0}, {"halo": False}, {"vector": 1}, {"rows": 4}):
+    for change in ({}, {"terms": 0}, {"walk": 0}, {"halo": False}, {"vector": 1}, {"rows": 4}):
         tile |= change
         try:
             config = SparseRTConfig(**tile)
@@ -437,11 +438,48 @@ def jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
     raise AssertionError
 
 
+@st.composite
+def slab_jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
+    """A layer whose x comes in slabs."""
+    mates = draw(st.sampled_from([1, 2, 4]))
+    slab = mates * draw(st.sampled_from([1, 2, 4, 6]))
+    n, c, k = draw(st.integers(1, 4)), slab * draw(st.integers(1, 5)), draw(st.integers(1, 24))
+    h, w = draw(st.sampled_from([(1, 4), (2, 2), (3, 4), (4, 8), (1, 12), (8, 16)]))
+    shape, seed = ConvShape(n, c, h, w, k, 1, 1), draw(st.integers(0, 1000))
+    job = Job.of(
+        shape,
+        draw(st.sampled_from(EPILOGUES)),
+        draw(st.sampled_from(["fp32", "fp32", "fp16", "bf16"])),
+        weight=sparse(shape, draw(st.sampled_from([0.0, 0.05, 0.3, 1.0])), seed),
+        seed=seed,
+    )
+    tile: dict[str, Any] = {
+        "rows": draw(st.sampled_from([1, 3, 8, 16])),
+        "vector": draw(st.sampled_from([1, 1, 2, 4])),
+        "warps": draw(st.integers(1, 3)),
+        "stack": draw(st.integers(1, 3)),
+        "stages": draw(st.integers(1, 4)),
+    }
+    try:
+        config = SparseRTConfig(**tile, slab=slab, mates=mates, registers=120)
+        METHOD.candidate(job.segment, config)
+    except ValueError:
+        assume(False)
+    return job, config
+
+
 @given(case=jobs())
 @stable(90)
 def test_random_layers_are_within_the_bound(case: tuple[Job, SparseRTConfig]) -> None:
     job, config = case
     assert share(job, config, GPU if config.split > 1 else OLD) <= 1
+
+
+@given(case=slab_jobs())
+@stable(60)
+def test_random_slabs_are_within_the_bound(case: tuple[Job, SparseRTConfig]) -> None:
+    job, config = case
+    assert share(job, config) <= 1
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ class Resources:
 class Instance:
     """One template instance that a method compiles, e.g. ``zeroskip::sputnik::spmm<float, 4>`` of ``kernel.cuh``.
 
-    ``spill_budget`` is how many bytes ptxas may spill (stores and loads together) before CI fails.
+    ``spill_budget`` is how many bytes ptxas may spill (stores and loads together) before CI fails.  Registers need no
+    budget of their own: launch bounds cap them, and what does not fit is spilled.
     """
 
     source: Path
