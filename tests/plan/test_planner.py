@@ -81,6 +81,7 @@ def test_what_is_dear_to_build_must_be_worth_it(
 ) -> None:
     plan = plan_of(program, Fake(run_seconds=run_seconds, build_seconds=build_seconds), dense=10.0, fake=4.0)
     assert {step.method for step in plan.steps} == {"fake" if tried else "dense"}
+    assert {step.estimated_build_seconds for step in plan.steps} == {build_seconds if tried else 0.0}
     if not tried:
         (refused,) = plan.steps[0].rejected
         assert refused.reason.startswith("not tried: 60 s to build for an estimated 3600000000.0 us, the fastest took")

@@ -46,6 +46,8 @@ class Step:
     build_seconds: float = 0.0
     packed_bytes: int = 0
     rejected: tuple[Rejection, ...] = ()
+    estimated_build_seconds: float = 0.0
+    """Of one core, as the method expected; ``build_seconds`` are what it took here, with a full cache nothing."""
 
     @property
     def name(self) -> str:

@@ -191,6 +191,7 @@ def step_of(tuning: Tuning, option: Option) -> Step:
         option.build_seconds,
         option.packed_bytes,
         (*lost, *tuning.refused[name]),
+        option.candidate.build_seconds,
     )
 
 
