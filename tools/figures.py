@@ -192,7 +192,7 @@ def beside_another(gpu: str) -> list[str]:
         return []
     return [
         "",
-        f"Goals were set for an {other.upper()}, of which none was lent any more. An {gpu.upper()} has as many "
+        f"Goals were set for an {other.upper()}; what is newer is from an {gpu.upper()}, which has as many "
         "multiprocessors at the same clocks, more L2 and faster memory: in its L2 cuBLAS takes "
         f"{mean:.2f} times as long as on an [{other.upper()}]({other.upper()}.md) for the nine layers "
         "(geometric mean, fp32, one image).",
@@ -258,11 +258,10 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         text = "Our best, in brackets over cuBLAS fp32 and over the fastest dense fp32."
         section("Several images", products.batches_table(found), text)
         text = (
-            "Time over that of cuBLAS fp32 in the same run, one image. Sputnik's own code and the cuBLAS beside it ran "
-            "on an H100 before there were records here."
+            "Time over that of cuBLAS fp32 in the same run, one image, warm. Sputnik's own code and the cuBLAS beside "
+            "it ran on an H100 before there were records here."
         )
-        for cache in ("warm", "cold"):
-            section(f"Against Sputnik's own code, {cache}", rivals.sputnik_table(found, cache), text)
+        section("Against Sputnik's own code", rivals.sputnik_table(found), text)
         text = "Our fastest in fp32 over our fastest in fp16 (sums in fp32). Wanted where bytes dominate: 1.3x."
         section("What half the bytes gain, by images and cache", rivals.halves_table(found), text)
     for title, table, text in against_dense(compared, peaks):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from methods.jobs import GPU, Job
-from zeroskip.core.device import cpu
+from zeroskip.core.device import cpu, cuda
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import PRECISION_DTYPES, ConvShape, Epilogue, Precision
 from zeroskip.methods.sputnik.cuda import SputnikConfig, configs
@@ -92,6 +92,17 @@ def test_swizzle_sorts_rows_by_length_and_its_absence_does_not() -> None:
     plain = METHOD.pack(job.segment, job.parameters, replace(GOOD, swizzle=False)).row_order
     assert plain.tolist() == list(range(48))
     assert sorted(swizzled.tolist()) == list(range(48))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("swizzle", [True, False])
+def test_rows_of_any_order_are_within_the_bound(swizzle: bool, precision: Precision) -> None:
+    """Small layers are proposed without swizzled rows, so tests/contract has none."""
+    shape = replace(FLAT, n=2, k=43)
+    job = Job.of(shape, Epilogue(True, "relu", "before"), precision, weight=sparse(shape), device="cuda")
+    for config in (replace(GOOD, swizzle=swizzle), SputnikConfig(32, 2, 1, 1, 8, swizzle=swizzle)):
+        assert job.bound_share(METHOD, METHOD.candidate(job.segment, config), cuda()) <= 1
 
 
 def test_vector_loads_of_nonzeros_may_read_behind_the_last_one() -> None:

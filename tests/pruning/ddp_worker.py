@@ -2,6 +2,7 @@
 arguments: a kind of pruner, and what rank 1 has different)."""
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -29,7 +30,7 @@ def sparsity(scenario: str, rank: int) -> float:
     pruner = pruner_of("gradual erk" if other == "config" and rank else kind, model, optimizer)
     torch.manual_seed(rank)  # dropout
     for step in range(1, STEPS + 1):
-        if other == "process" and step == STOP + 1:
+        if other == "objects" and step == STOP + 1:
             model, ddp, optimizer, pruner = resumed(kind, model, optimizer, pruner, rank)
         data = batch(2 * step + rank)
         train_step(ddp, optimizer, pruner, data)
@@ -59,6 +60,9 @@ def resumed(
     ddp, optimizer = DistributedDataParallel(new), optimizer_of(new)
     pruner = pruner_of(kind, new, optimizer)
     assert load_checkpoint(path, model=new, optimizer=optimizer, pruner=pruner) == STOP
+    distributed.barrier()
+    if rank == 0:
+        shutil.rmtree(folder[0])
     torch.manual_seed(STOP * 2 + rank)  # dropout
     return new, ddp, optimizer, pruner
 

@@ -14,7 +14,7 @@ from zeroskip.pruning import check_ranks
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
 
-AGREE = ("gradual", "gradual 2:4", "gradual fisher", "rewind", "gradual, other process")
+AGREE = ("gradual", "gradual 2:4", "gradual fisher", "rewind", "gradual, other objects")
 SCENARIOS = (*AGREE, "gradual, other config", "gradual, other weights")
 
 
@@ -35,7 +35,7 @@ def said() -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", AGREE)
 def test_ranks_agree(said: str, scenario: str) -> None:
-    """Also where all go on, in other processes, from what rank 0 wrote."""
+    """Also where all go on from what rank 0 wrote, with objects as new processes would build them."""
     sparsity = "0.50" if "2:4" in scenario else "0.80"
     for rank in (0, 1):
         assert f"{scenario}: rank {rank} sparsity {sparsity}" in said

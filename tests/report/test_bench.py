@@ -361,6 +361,20 @@ def test_what_was_measured_with_the_same_sources_is_skipped(suite: Path) -> None
     lines[0]["environment"]["source"] = "before"
     (suite.parent / "old.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert run(suite, "again.jsonl", resume=suite.parent / "old.jsonl") == 3
+    lines[0]["environment"]["source"] = "now"
+    for line in lines[1:]:
+        line["record"]["contended"] = line["record"]["case"]["name"] == "c"
+    (suite.parent / "busy.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert run(suite, "quiet.jsonl", resume=suite.parent / "busy.jsonl") == 1
+
+
+def test_loading_is_measured_once(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.write_text('case = [{ name = "l", kind = "load", model = "resnet18" }]\n')
+    monkeypatch.setattr(bench, "this_cpu", lambda threads: cpu(threads))
+    monkeypatch.setattr(bench, "_peaks", lambda device: {})
+    monkeypatch.setattr(bench, "bench_load", lambda case, device: [Record("", case.facts, "zeroskip", "OK")])
+    assert run(suite) == 1
+    assert run(suite, "rest.jsonl", resume=suite.parent / "r.jsonl") == 0
 
 
 @pytest.mark.parametrize(
@@ -499,6 +513,16 @@ def test_a_network_is_measured_with_two_engines_and_the_ways_of_torch(
     assert pruned == "dense"
     (network,) = networks(compare(records.values()))
     assert (network.fusion, network.zeros) == (7 / 5, 5 / 4)
+
+
+def test_a_network_cannot_be_faster_than_its_bytes(gpu: FakeGpu, tiny: BenchCase, on_the_cpu: None) -> None:
+    """Of a few thousand bytes through L2, in nanoseconds; the opponents are held to it too."""
+    clock = Clock({"torch": 8.0, "torch_channels_last": 7.0, "zeroskip_dense": 5.0, "zeroskip": 1e-5})
+    records = {record.method: record for record in models.bench_model(tiny, gpu, clock)}
+    assert (records["zeroskip"].status, records["torch"].status) == ("IMPLAUSIBLE", "OK")
+    assert "through the L2 cache" in records["zeroskip"].reason
+    assert 1e-5 < records["torch"].floor_us < 5.0
+    assert len({record.floor_us for record in records.values()}) == 1
 
 
 def test_a_wrong_network_has_no_time(

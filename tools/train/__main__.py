@@ -154,7 +154,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     try:
         train(arguments(words))
-    except (ZeroskipError, ValueError, OSError) as error:
+    except (ZeroskipError, ArithmeticError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

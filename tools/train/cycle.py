@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zeroskip.core.errors import FileFormatError
 from zeroskip.core.jsonable import to_json
 from zeroskip.pruning import (
     GradualPruner,
@@ -133,7 +134,7 @@ class Cycle:
     def run(self, budget: Budget) -> PruneRecord:
         """Train until the end; what was pruned.
 
-        Raises OutOfTime, ArithmeticError where the loss is no number, ValueError for the checkpoint of another job.
+        Raises OutOfTime, ArithmeticError where the loss is no number, FileFormatError for another checkpoint.
         """
         self._prepare(budget)
         done = self._resume()
@@ -206,7 +207,10 @@ class Cycle:
         """Epochs that were done."""
         if not self.checkpoint.exists():
             return 0
-        done = load_checkpoint(self.checkpoint, **self._parts())
+        try:
+            done = load_checkpoint(self.checkpoint, **self._parts())
+        except ValueError as error:
+            raise FileFormatError(str(error)) from error
         print(f"  goes on after epoch {done} of {self.epochs}", flush=True)
         return done
 

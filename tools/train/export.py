@@ -22,8 +22,11 @@ from torch import Tensor, nn
 
 import zeroskip
 from zeroskip.core import device
+from zeroskip.core.atomic import write_atomically
 from zeroskip.core.errors import SaveError, ZeroskipError
 from zeroskip.model.zoo.files import build_network, load_network
+from zeroskip.run.file import contents
+from zeroskip.run.rounding import rounded
 
 from . import photos
 
@@ -89,13 +92,10 @@ def export(source: Path, to: Path, labels: Sequence[str] = LABELS) -> None:
     with portable():
         engine = zeroskip.compile(OfPixels(saved.model).eval(), torch.rand(IMAGE), threads=1, labels=labels)
     to.parent.mkdir(parents=True, exist_ok=True)
-    part = to.with_name(f".{to.name}.part")
-    engine.save(part, half=True)
-    size = part.stat().st_size
-    if size > MOST_BYTES:
-        part.unlink()
+    data = contents([rounded(variant) for variant in engine.variants], engine.labels)
+    if (size := len(data)) > MOST_BYTES:
         raise SaveError(f"{to} would have {size:,} bytes, at most {MOST_BYTES:,} are wanted: prune more")
-    part.replace(to)
+    write_atomically(to, lambda file: file.write(data))
     with torch.device("meta"):
         dense = sum(tensor.nbytes for tensor in build_network(saved.network, saved.classes).state_dict().values())
     print(f"{to}: {size / 1e6:.2f} MB, {size / dense:.1%} of the {dense / 1e6:.2f} MB of dense fp32")

@@ -21,7 +21,7 @@ ROWS = (
     "Means over the seeds; spread is best less worst seed, in points. Dense was trained as long as the pruned rows, "
     "parent is what all of them went on from. Files hold fp16 weights without their zeros, and the accuracy is that of "
     "the file run in fp32; its share is of four bytes for each weight of dense. What was not measured is left empty. "
-    "A GPU adds in any order: two trainings of one row and seed differ by up to a point."
+    "A GPU adds in any order: two trainings of one row and seed differ by up to 1.1 points."
 )
 SPEEDS = (
     "Over the fastest way to run the dense row on the same machine in the same precision (where that was not timed: to "

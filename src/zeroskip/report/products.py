@@ -21,7 +21,7 @@ SPUTNIK = "sputnik"
 
 
 def latest(file: RecordFile) -> list[Comparison]:
-    """The last measurement of each case, on the machine of the file's last record; none that was disturbed."""
+    """The last undisturbed measurement of each case, on the machine of the file's last record."""
     if not file.records:
         return []
 
@@ -29,7 +29,8 @@ def latest(file: RecordFile) -> list[Comparison]:
         return file.environments[environment].get("device")
 
     last = machine(file.records[-1].environment)
-    found = [item for item in compare(file.records) if machine(item.environment) == last and not item.contended]
+    quiet = [record for record in file.records if not record.contended]
+    found = [item for item in compare(quiet) if machine(item.environment) == last]
     return list({json.dumps(item.case, sort_keys=True): item for item in found}.values())
 
 

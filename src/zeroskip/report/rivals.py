@@ -253,7 +253,7 @@ LOWER = (1.3, 1.6)
 """Times lower than that ratio to cuBLAS, in the geometric mean, wanted and hoped for."""
 
 
-def sputnik_table(products: Products, cache: str = "warm") -> Table:
+def sputnik_table(products: Products) -> Table:
     """Time over that of cuBLAS in the same run: Sputnik's own code, our fastest method, and our Sputnik and slab."""
     rows, lower = [], dict[str, list[float | None]]()
     kinds: dict[str, Callable[[str], bool]] = {
@@ -261,7 +261,7 @@ def sputnik_table(products: Products, cache: str = "warm") -> Table:
         "our sputnik or slab": lambda method: method in ("sputnik", "slab"),
     }
     for name, (own, beside) in SPUTNIK_US.items():
-        item = products.one(name=name, precision="fp32", cache=cache, **NINE)
+        item = products.one(name=name, precision="fp32", cache="warm", **NINE)
         if item is None:
             continue
         found = {kind: ratio(_us(best(item, wanted)), us(item, "cublas")) for kind, wanted in kinds.items()}

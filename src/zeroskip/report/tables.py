@@ -54,11 +54,6 @@ class Comparison:
         }
 
     @property
-    def contended(self) -> bool:
-        """Whether the machine did other work while any of them was timed."""
-        return any(record.contended for record in self.records.values())
-
-    @property
     def best_dense(self) -> Record | None:
         return self._fastest(method for method in self.times if method in BASELINES)
 

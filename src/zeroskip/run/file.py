@@ -62,6 +62,12 @@ OPERATORS = frozenset(
 
 def save(variants: Sequence[Variant], path: Path, labels: Sequence[str] | None = None) -> None:
     """Write ``variants``, which share their weights, to ``path``; see ``Engine.save``."""
+    data = contents(variants, labels)
+    write_atomically(path, lambda file: file.write(data))
+
+
+def contents(variants: Sequence[Variant], labels: Sequence[str] | None = None) -> bytes:
+    """Of such a file."""
     documents, tensors = [], dict[str, Tensor]()
     for variant in variants:
         graph = variant.program.graph
@@ -85,8 +91,7 @@ def save(variants: Sequence[Variant], path: Path, labels: Sequence[str] | None =
             )
         arrays |= parts
     document = {"format": FORMAT, "variants": documents} | ({} if labels is None else {"labels": list(labels)})
-    data = safetensors.torch.save(arrays, metadata={"zeroskip": json.dumps(document, allow_nan=False)})
-    write_atomically(path, lambda file: file.write(data))
+    return safetensors.torch.save(arrays, metadata={"zeroskip": json.dumps(document, allow_nan=False)})
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> Engine:

@@ -87,7 +87,7 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
             break
         chosen.append(one)
     # The next layer may want its input in a border of zeros; it comes last, after all that are faster alone.
-    writing = next((one for one in chosen if one.config.vector == 1), None)
+    writing = next((one for one in chosen if one.config.vector == 1 and not one.config.slab), None)
     if writing is not None and len(chosen) > 1:
         gaps = _estimate(layer, replace(writing.config, gaps=True), device)
         last = max(one.seconds for one in chosen)
@@ -108,7 +108,7 @@ FEWEST, MOST = 16, 8000
 """Nonzeros of a team."""
 MATES, SLAB, SLAB_ROWS, SLAB_BLOCKS, SLAB_BYTES = 2, 32, 32, 8, 8192
 """Blocks that x is brought to at once, and input channels of a slab; from how many rows of a thread, blocks of rows and
-bytes of a copy on.  Of other kinds in benchmarks/suites/sparsert_slabs.toml none was fastest for its layer (H200)."""
+bytes of a copy on.  Measured for three layers in fp32 only (benchmarks/suites/sparsert_slabs.toml, H200)."""
 UNDER_WAY = 64
 """Registers that more loads under way are good for."""
 
@@ -186,6 +186,9 @@ def _slabs(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[Spa
     copied = SLAB // MATES * plane if config.span(shape) >= shape.p * shape.q else 0
     registers = min(config.registers + UNDER_WAY, room(config.threads + 32))
     if device.generation < CLUSTERS or config.parts > 1 or config.pieces > 1 or registers < least:
+        return
+    # Shared memory leaves room for one block at a time: where there is one anyway.
+    if config.resident > 1 or PRECISION_BYTES[layer.precision] != FLOAT:
         return
     if config.rows < SLAB_ROWS or config.blocks(shape) < SLAB_BLOCKS or copied < SLAB_BYTES:
         return
