@@ -179,26 +179,27 @@ class Goal:
     """Of ours."""
 
 
+@dataclass(frozen=True)
+class MeanGoal:
+    """Times faster than the fastest dense of a column on the nine layers of Figure 10, wanted and hoped for."""
+
+    wanted: float
+    hoped: float
+    limit: str
+    """What keeps it from being more."""
+
+
 MEANS = {
-    "fp32": (
+    "fp32": MeanGoal(
         2.5,
         3.2,
         "sparsert: instructions come from L2 at 30 bytes a cycle for a GPC, 16 for each weight; slab: launch, two "
         "trips to L2 and the sums' way through a cluster",
     ),
-    "tf32": (
-        1.9,
-        2.4,
-        "ours is the same as in fp32, only dense is faster",
-    ),
-    "fp16": (
-        1.45,
-        1.85,
-        "as many instructions as in fp32, and one more for each element of x",
-    ),
+    "tf32": MeanGoal(1.9, 2.4, "ours is the same as in fp32, only dense is faster"),
+    "fp16": MeanGoal(1.45, 1.85, "as many instructions as in fp32, and one more for each element of x"),
 }
-"""Times faster than the fastest dense of a column, wanted and hoped for, on the nine layers of Figure 10; what keeps it
-from being more."""
+"""By column of dense."""
 NINE = {"mask": "random", "density": 0.1, "batch": 1}
 TRAINED = "trained:resnet50_3x3_sparse.npz:sparse90.stage3.weight"
 GOALS = (
@@ -314,7 +315,7 @@ def goals_table(suites: Mapping[str, Products], peaks: Peaks) -> Table:
 
 def _means(products: Products, peaks: Peaks) -> list[tuple[str, ...]]:
     rows = []
-    for column, (wanted, hoped, limit) in MEANS.items():
+    for column, goal in MEANS.items():
         found = {
             cache: [duel(products, item, column, peaks) for item in products.of(precision="fp32", cache=cache, **NINE)]
             for cache in ("warm", "cold")
@@ -322,8 +323,8 @@ def _means(products: Products, peaks: Peaks) -> list[tuple[str, ...]]:
         means = [ratio_cell(geometric_mean(one.over for one in duels)) for duels in found.values()]
         if any(means):
             what = f"ours {COLUMNS[column]} over dense {NAMES[column]}, {len(found['warm'])} pointwise layers"
-            said = (_winners(found["warm"]), _reasons(found["warm"]), limit)
-            rows.append((what, f"{wanted:.2f}x", f"{hoped:.2f}x", *means, "", *said))
+            said = (_winners(found["warm"]), _reasons(found["warm"]), goal.limit)
+            rows.append((what, f"{goal.wanted:.2f}x", f"{goal.hoped:.2f}x", *means, "", *said))
     return rows
 
 
