@@ -178,13 +178,13 @@ def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tupl
     return found
 
 
-def beside_another(gpu: str) -> list[str]:
+def beside_another(gpu: str, here: Products) -> list[str]:
     """What the first GPU's figures say of the next one's, in words: how far cuBLAS is apart on the nine layers."""
     other = GPUS[-1]
     if gpu == other:
         return []
     facts = {"mask": "random", "density": 0.1, "batch": 1, "precision": "fp32", "cache": "warm"}
-    here, there = (Products(measured(one, "fig10")[0]) for one in (gpu, other))
+    there = Products(measured(other, "fig10")[0])
     pairs = [(item, there.one(name=item.case["name"], **facts)) for item in here.of(**facts)]
     ratios = [products.ratio(products.us(item, "cublas"), products.us(same, "cublas")) for item, same in pairs]
     mean = products.geometric_mean(ratios)
@@ -222,8 +222,6 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
     ]
     page[-1] += 'taken: [MEASURING.md](MEASURING.md). Times in microseconds; "over" is how many times faster.'
 
-    page += beside_another(gpu)
-
     def section(title: str, table: products.Table, *more: str) -> None:
         if table.rows:
             page.extend(["", f"## {title}", "", *more, *([""] * bool(more)), table.markdown().rstrip()])
@@ -239,6 +237,7 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
     peaks = next((facts["peak_tflops"] for suite in ("fig10", "conv3x3") if (facts := suites[suite][1])), {})
 
     found = compared["fig10"]
+    page += beside_another(gpu, found)
     if found.all:
         title = "Nine pointwise layers at 90% zeros, batch 1, warm L2"
         drawn = plots.columns(found, drawing("columns"), title)

@@ -60,8 +60,8 @@ def work(names: Sequence[str], copies: bool) -> None:
 
     device, ran = cuda(), 0
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    # Of methods that call libraries, the configurations that are kernels of ours.
     own = {"dense": lambda config: config.library == "triton"}
-    """Of methods that call libraries, the configurations that are kernels of ours."""
 
     def run(method: AnyMethod, segment: Segment, parameters: Parameters, candidates: list[Candidate[Any]]) -> int:
         case = Case.random(segment, device=device.torch)
@@ -92,7 +92,7 @@ def work(names: Sequence[str], copies: bool) -> None:
                     (segment,) = method.claim(one.program.graph, layers, "layer", device)
                 except Unsupported:
                     continue
-                found = [one for one in method.configs(segment, device) if name not in own or own[name](one.config)]
+                found = [item for item in method.configs(segment, device) if name not in own or own[name](item.config)]
                 ran += run(method, segment, one.parameters, some(found, 3))
         for shape, config in KINDS.values() if not names or SPARSERT.name in names else ():
             if copies or not config.slab:

@@ -389,10 +389,22 @@ def test_proposals_are_within_the_bound(shape: ConvShape) -> None:
         assert share(job, candidate.config) <= 1
 
 
+def any_job(draw: st.DrawFn, shape: ConvShape) -> Job:
+    """A layer of that shape, with any epilogue, precision and share of zeros."""
+    seed = draw(st.integers(0, 1000))
+    return Job.of(
+        shape,
+        draw(st.sampled_from(EPILOGUES)),
+        draw(st.sampled_from(["fp32", "fp32", "fp16", "bf16"])),
+        weight=sparse(shape, draw(st.sampled_from([0.0, 0.05, 0.3, 1.0])), seed),
+        seed=seed,
+    )
+
+
 @st.composite
 def jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
     """A layer and a configuration that fits it."""
-    groups, seed = draw(st.sampled_from([1, 1, 1, 2, 3])), draw(st.integers(0, 1000))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
     n, c, k = draw(st.sampled_from([1, 1, 2, 3])), groups * draw(st.integers(1, 9)), groups * draw(st.integers(1, 9))
     h, w = draw(st.integers(1, 12)), draw(st.integers(1, 14))
     shape = ConvShape(n, c, h, w, k, 1, 1, groups=groups)
@@ -404,13 +416,7 @@ def jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
             shape = ConvShape(n, c, h, w, k, r, s, draw(pair), padding, draw(pair), groups)
         except ValueError:
             assume(False)
-    job = Job.of(
-        shape,
-        draw(st.sampled_from(EPILOGUES)),
-        draw(st.sampled_from(["fp32", "fp32", "fp16", "bf16"])),
-        weight=sparse(shape, draw(st.sampled_from([0.0, 0.05, 0.3, 1.0])), seed),
-        seed=seed,
-    )
+    job = any_job(draw, shape)
     tile = {
         "rows": draw(st.sampled_from([1, 2, 3, 8, 16, 31])),
         "vector": draw(st.sampled_from([1, 1, 2, 4])),
@@ -445,14 +451,8 @@ def slab_jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
     slab = mates * draw(st.sampled_from([1, 2, 4, 6]))
     n, c, k = draw(st.integers(1, 4)), slab * draw(st.integers(1, 5)), draw(st.integers(1, 24))
     h, w = draw(st.sampled_from([(1, 4), (2, 2), (3, 4), (4, 8), (1, 12), (8, 16)]))
-    shape, seed = ConvShape(n, c, h, w, k, 1, 1), draw(st.integers(0, 1000))
-    job = Job.of(
-        shape,
-        draw(st.sampled_from(EPILOGUES)),
-        draw(st.sampled_from(["fp32", "fp32", "fp16", "bf16"])),
-        weight=sparse(shape, draw(st.sampled_from([0.0, 0.05, 0.3, 1.0])), seed),
-        seed=seed,
-    )
+    shape = ConvShape(n, c, h, w, k, 1, 1)
+    job = any_job(draw, shape)
     tile: dict[str, Any] = {
         "rows": draw(st.sampled_from([1, 3, 8, 16])),
         "vector": draw(st.sampled_from([1, 1, 2, 4])),

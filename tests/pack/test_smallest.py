@@ -243,6 +243,8 @@ def test_a_tensor_has_one_form() -> None:
     mask, gaps = good("bitmask"), good("gaps8")
     with pytest.raises(KeyError, match="2 forms"):
         restored(mask | gaps, "a", SHAPE, "float32")
+    with pytest.raises(KeyError, match="2 forms"):
+        restored(gaps | {"a": torch.zeros(SHAPE)}, "a", SHAPE, "float32")
     with pytest.raises(KeyError, match="0 forms"):
         restored({}, "a", SHAPE, "float32")
     with pytest.raises(KeyError, match="a:columns"):

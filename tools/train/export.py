@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import zeroskip
 from zeroskip.core import device
-from zeroskip.core.atomic import write_atomically
+from zeroskip.core.atomic import replace_file
 from zeroskip.core.errors import SaveError, ZeroskipError
 from zeroskip.model.zoo.files import build_network, load_network
 from zeroskip.run.file import contents
@@ -95,7 +95,7 @@ def export(source: Path, to: Path, labels: Sequence[str] = LABELS) -> None:
     data = contents([rounded(variant) for variant in engine.variants], engine.labels)
     if (size := len(data)) > MOST_BYTES:
         raise SaveError(f"{to} would have {size:,} bytes, at most {MOST_BYTES:,} are wanted: prune more")
-    write_atomically(to, lambda file: file.write(data))
+    replace_file(to, data)
     with torch.device("meta"):
         dense = sum(tensor.nbytes for tensor in build_network(saved.network, saved.classes).state_dict().values())
     print(f"{to}: {size / 1e6:.2f} MB, {size / dense:.1%} of the {dense / 1e6:.2f} MB of dense fp32")

@@ -35,7 +35,7 @@ def prune(
 
     from zeroskip.cli.compile import sizes
     from zeroskip.cli.models import build
-    from zeroskip.core.atomic import write_atomically
+    from zeroskip.core.atomic import replace_file
     from zeroskip.pruning import prune as zero_smallest
 
     if pattern == "filters":
@@ -47,7 +47,7 @@ def prune(
         network = build(model, weights)
         example = torch.rand(sizes(shape)) if permute else None
         record = zero_smallest(network, sparsity, pattern=pattern, scope=scope, permute=permute, example=example)
-        write_atomically(to, lambda file: file.write(save(network.state_dict())))
+        replace_file(to, save(network.state_dict()))
     if as_json:
         out_json(json.loads(record.to_json()) | {"out": str(to)})
     else:

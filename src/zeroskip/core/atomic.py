@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` in place, as `write_atomically` does."""
+    write_atomically(path, lambda file: file.write(data))
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a file beside `path` and put it in place when it is on disk.
 

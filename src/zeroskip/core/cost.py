@@ -15,17 +15,21 @@ class Cost:
     bytes_read: int
     bytes_written: int
 
+    @property
+    def moved(self) -> int:
+        """Bytes, either way."""
+        return self.bytes_read + self.bytes_written
+
     def seconds(self, device: Device, precision: str = "fp32") -> float:
         """The roofline floor: the larger of arithmetic and memory time.  0 where the peaks are unknown.
 
         On a GPU every byte passes the L2 cache, and only what that cannot hold has to come from memory.
         """
         peak = device.peak_tflops.get(DENSE_PEAK.get(precision, precision), 0.0)
-        moved = self.bytes_read + self.bytes_written
-        missed = max(0, moved - device.l2_bytes) if device.l2_gbps else moved
+        missed = max(0, self.moved - device.l2_bytes) if device.l2_gbps else self.moved
         return max(
             self.flops / (peak * 1e12) if peak else 0.0,
-            moved / (device.l2_gbps * 1e9) if device.l2_gbps else 0.0,
+            self.moved / (device.l2_gbps * 1e9) if device.l2_gbps else 0.0,
             missed / (device.bandwidth_gbps * 1e9) if device.bandwidth_gbps else 0.0,
         )
 

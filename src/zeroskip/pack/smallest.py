@@ -65,8 +65,8 @@ def restored(file: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtyp
         KeyError: there are none of that name, or of more forms than one.
     """
     found = [(form, parts) for form, parts in _INDEX if any(f"{name}:{part}" in file for part in parts)]
-    if len(found) + (name in file) != 1:
-        raise KeyError(f"tensor {name} is stored in {len(found) + (name in file)} forms, expected one")
+    if (count := len(found) + (name in file)) != 1:
+        raise KeyError(f"tensor {name} is stored in {count} forms, expected one")
     if name in file:
         return _wide(file[name], dtype)
     ((form, parts),) = found

@@ -186,7 +186,7 @@ def step_of(tuning: Tuning, option: Option) -> Step:
         dense_us,
         option.cost.seconds(tuning.device, layer.precision) * 1e6,
         option.cost.flops,
-        option.cost.bytes_read + option.cost.bytes_written,
+        option.cost.moved,
         option.pack_seconds,
         option.build_seconds,
         option.packed_bytes,

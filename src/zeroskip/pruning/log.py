@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zeroskip.core.atomic import write_atomically
+from zeroskip.core.atomic import replace_file
 
 from .config import PruneConfig
 from .record import PruneRecord
@@ -72,7 +72,7 @@ class PruneLog:
         if self.path is not None:
             lines = [self.config.to_json(), *(json.dumps(asdict(entry)) for entry in self._entries)]
             text = "".join(f"{line}\n" for line in lines)
-            write_atomically(self.path, lambda file: file.write(text.encode()))
+            replace_file(self.path, text.encode())
 
 
 def read_log(path: Path | str) -> tuple[PruneConfig, list[LogEntry]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zeroskip.core.atomic import write_atomically
+from zeroskip.core.atomic import replace_file
 from zeroskip.core.errors import FileFormatError
 from zeroskip.core.jsonable import from_json, to_json
 
@@ -87,7 +87,7 @@ class TrainedFile:
         lines = [{"environment": facts} for facts in self.environments.values()]
         lines += [{"trained": to_json(row)} for row in self._rows.values()]
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
-        write_atomically(self.path, lambda file: file.write(text.encode()))
+        replace_file(self.path, text.encode())
 
     def _read(self, line: str, where: str) -> None:
         try:

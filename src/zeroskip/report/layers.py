@@ -102,7 +102,7 @@ class Work:
             reason,
             floor_us=self.cost.seconds(self.device, self.layer.precision) * 1e6,
             flops=self.cost.flops,
-            bytes=self.cost.bytes_read + self.cost.bytes_written,
+            bytes=self.cost.moved,
             **more,
         )
 

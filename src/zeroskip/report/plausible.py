@@ -31,7 +31,7 @@ def objection(
         rotated: cold: bytes of all sets of inputs and outputs together.
         own: cold: bytes of one set.
     """
-    moved = cost.bytes_read + cost.bytes_written
+    moved = cost.moved
     floors = {"nothing": 0.0}
     if peak := peak_tflops(device, precision):
         floors[f"{cost.flops / 1e6:.1f} MFLOP"] = cost.flops / (peak * 1e6)

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from zeroskip.core.atomic import write_atomically
+from zeroskip.core.atomic import replace_file
 from zeroskip.core.errors import FileFormatError, SaveError
 from zeroskip.core.graph import CONV, LINEAR, Graph, Value, graph_from_json, graph_to_json
 from zeroskip.core.jsonable import from_json, to_json
@@ -62,8 +62,7 @@ OPERATORS = frozenset(
 
 def save(variants: Sequence[Variant], path: Path, labels: Sequence[str] | None = None) -> None:
     """Write ``variants``, which share their weights, to ``path``; see ``Engine.save``."""
-    data = contents(variants, labels)
-    write_atomically(path, lambda file: file.write(data))
+    replace_file(path, contents(variants, labels))
 
 
 def contents(variants: Sequence[Variant], labels: Sequence[str] | None = None) -> bytes:

@@ -109,6 +109,8 @@ FEWEST, MOST = 16, 8000
 MATES, SLAB, SLAB_ROWS, SLAB_BLOCKS, SLAB_BYTES = 2, 32, 32, 8, 8192
 """Blocks that x is brought to at once, and input channels of a slab; from how many rows of a thread, blocks of rows and
 bytes of a copy on.  Measured for three layers in fp32 only (benchmarks/suites/sparsert_slabs.toml, H200)."""
+LEAST_OTHERS = 28
+"""Registers of a thread beside its sums, in what is proposed."""
 UNDER_WAY = 64
 """Registers that more loads under way are good for."""
 
@@ -152,7 +154,7 @@ def _registers(shape: ConvShape, rows: int, vector: int, pieces: int, halo: bool
     fastest in a record none had several pixels and less than enough.  Vectors of sums for other blocks take some more.
     """
     sums = rows * vector * pieces
-    least = sums + 28 + (20 * pieces if tested(shape, halo) else 0)
+    least = sums + LEAST_OTHERS + (20 * pieces if tested(shape, halo) else 0)
     several = 1.25 * sums + 32 + (16 if split > 1 and vector > 1 else 0)
     enough = min(math.ceil(max(several, least) / 8) * 8, MOST_REGISTERS)
     return room(threads) if vector * pieces == 1 and least <= room(threads) < enough else enough
@@ -181,7 +183,7 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
 
 def _slabs(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[SparseRTConfig]:
     """With x in slabs, each brought at once to two of many blocks of rows."""
-    shape, least = layer.shape, config.sums + 28
+    shape, least = layer.shape, config.sums + LEAST_OTHERS
     plane = shape.p * shape.q * PRECISION_BYTES[layer.precision]
     copied = SLAB // MATES * plane if config.span(shape) >= shape.p * shape.q else 0
     registers = min(config.registers + UNDER_WAY, room(config.threads + 32))

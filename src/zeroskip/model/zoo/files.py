@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from zeroskip.core.atomic import write_atomically
+from zeroskip.core.atomic import replace_file
 from zeroskip.core.errors import FileFormatError, SaveError
 from zeroskip.core.jsonable import from_json
 from zeroskip.pack.smallest import restored, stored
@@ -76,8 +76,7 @@ def save_network(path: Path, network: str, classes: int, model: nn.Module) -> No
         arrays |= stored(name, value.contiguous())
     about = {"network": network, "classes": classes, "tensors": shapes}
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = save(arrays, metadata={"about": json.dumps(about)})
-    write_atomically(path, lambda file: file.write(data))
+    replace_file(path, save(arrays, metadata={"about": json.dumps(about)}))
 
 
 def load_network(path: str | Path) -> SavedNetwork:
