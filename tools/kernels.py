@@ -29,6 +29,7 @@ from zeroskip.core.errors import CompileError, Unsupported
 from zeroskip.core.graph import Segment
 from zeroskip.core.method import AnyMethod, Candidate, Parameters
 from zeroskip.cuda.compile import Instance, Resources, build, ready, resources, unpack
+from zeroskip.plan.search import MOST_CANDIDATES
 from zeroskip.report.suite import read_suite
 from zeroskip.report.workload import missing_data
 
@@ -89,8 +90,9 @@ def _built(
 
 
 def _configs(method: AnyMethod, segment: Segment, device: Device) -> Sequence[Candidate[Any]]:
+    """As many as a planner takes."""
     try:
-        return method.configs(segment, device)
+        return list(method.configs(segment, device))[: MOST_CANDIDATES[device.kind]]
     except Unsupported:
         return []
 
