@@ -1,7 +1,8 @@
 """Run every method's kernels under compute-sanitizer: `make sanitize` on a machine with a GPU.
 
 Four tools over the same work, racecheck without what it does not know, each of which must find nothing, and two planted
-faults that must be found.  The summary is printed and, with --out FILE, written.
+faults that must be found.  Every tool looks at each method in a process of its own, as many at once as there are cores.
+The summary is printed and, with --out FILE, written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ WORK, WITHOUT_COPIES = "work", "work-without-copies"
 """With sparsert's slabs, which it proposes for large layers only, and without them, for racecheck: that counts what the
 copy engine writes as written by the thread that asked, and does not see that others wait for its bytes at a barrier, so
 that every such pipeline is an error (FlashAttention 2.8.3, AI/RACECHECK_TMA_HAZARD.md, has it down to a few lines)."""
+KINDS = "kinds of sparsert"
+"""Not what a method proposes, but every kind of SparseRT's configurations."""
 FAULTS = {"write_behind": "memcheck", "race": "racecheck"}
 SHAPES = (
     "1x1",
@@ -38,17 +41,24 @@ SHAPES = (
 )
 
 
-def work(names: Sequence[str], copies: bool) -> None:
-    """A few configurations of the methods, on small layers with every kind of epilogue; ``copies``: slabs too."""
+def methods() -> tuple[str, ...]:
+    """Those with kernels of ours: the vendor's are the vendor's."""
+    from contract.cases import OURS
+    from zeroskip.methods import registry
+
+    return (*(name for name in OURS if registry()[name].reproducible and name != "cusparselt"), "dense")
+
+
+def work(name: str, copies: bool) -> None:
+    """A few configurations of a method, on small layers with every kind of epilogue; ``copies``: slabs too."""
     import torch
 
-    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
-    from contract.cases import OURS, on, rounded_often, some
+    from contract.cases import on, rounded_often, some
     from contract.cases import work as layer
     from contract.shapes import SHAPES as ALL
     from methods.jobs import Job
     from methods.test_sparsert import sparse
-    from methods.test_sparsert_gpu import KINDS
+    from methods.test_sparsert_gpu import KINDS as CONFIGS
     from zeroskip.core.device import cuda
     from zeroskip.core.errors import Unsupported
     from zeroskip.core.graph import Segment
@@ -75,26 +85,21 @@ def work(names: Sequence[str], copies: bool) -> None:
 
     with on("cuda"):
         works = [
-            layer(ALL[name], activation="relu", residual="before", precision=precision)
-            for name in SHAPES
+            layer(ALL[shape], activation="relu", residual="before", precision=precision)
+            for shape in SHAPES
             for precision in precisions
         ]
-        works += [layer(ALL[name], residual="after", precision="bf16") for name in ("1x1", "3x3", "depthwise")]
+        works += [layer(ALL[shape], residual="after", precision="bf16") for shape in ("1x1", "3x3", "depthwise")]
         works += [layer(ConvShape(1, 64, 14, 14, 96, 1, 1)), layer(ConvShape(9, 300, 1, 1, 31, 1, 1), linear=True)]
-        for name in names or (*OURS, *own):
-            print(name, flush=True)
+        for one in works if name != KINDS else ():
             method = registry()[name]
-            if (not method.reproducible and name not in own) or name == "cusparselt":
-                continue  # the vendor's kernels are the vendor's
-            for one in works:
-                layers = one.program.layers()
-                try:
-                    (segment,) = method.claim(one.program.graph, layers, "layer", device)
-                except Unsupported:
-                    continue
-                found = [item for item in method.configs(segment, device) if name not in own or own[name](item.config)]
-                ran += run(method, segment, one.parameters, some(found, 3))
-        for shape, config in KINDS.values() if not names or SPARSERT.name in names else ():
+            try:
+                (segment,) = method.claim(one.program.graph, one.program.layers(), "layer", device)
+            except Unsupported:
+                continue
+            found = [item for item in method.configs(segment, device) if name not in own or own[name](item.config)]
+            ran += run(method, segment, one.parameters, some(found, 3))
+        for shape, config in CONFIGS.values() if name == KINDS else ():
             if copies or not config.slab:
                 job = Job.of(shape, precision="fp16" if config.terms else "fp32", weight=sparse(shape), device="cuda")
                 ran += run(SPARSERT, job.segment, job.parameters, [SPARSERT.candidate(job.segment, config)])
@@ -106,7 +111,6 @@ def fault(name: str) -> None:
     """Launch a planted fault."""
     import torch
 
-    sys.path[:0] = [str(ROOT / "src")]
     from zeroskip.core.device import cuda
     from zeroskip.cuda.compile import build
     from zeroskip.cuda.launch import load
@@ -124,6 +128,7 @@ def under(tool: str, *arguments: str) -> tuple[int, str]:
         command += ["--report-api-errors", "no"]  # cuda.core asks for parameters until the driver refuses
     if tool == "synccheck":
         command += ["--num-cuda-barriers", "65536"]  # sparsert's, of all blocks; the tool gives up beyond its limit
+    started = time.perf_counter()
     done = subprocess.run(
         [*command, sys.executable, __file__, *arguments],
         capture_output=True,
@@ -131,6 +136,7 @@ def under(tool: str, *arguments: str) -> tuple[int, str]:
         check=False,
         env=dict(os.environ, PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
     )
+    print(f"{time.perf_counter() - started:6.1f} s  {tool}  {' '.join(arguments)}", file=sys.stderr, flush=True)
     text = done.stdout + done.stderr
     found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
     if not found:
@@ -139,22 +145,31 @@ def under(tool: str, *arguments: str) -> tuple[int, str]:
 
 
 def main() -> None:
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
     if sys.argv[1:2] in ([WORK], [WITHOUT_COPIES]):
-        return work(sys.argv[2:], copies=sys.argv[1] == WORK)
+        return work(sys.argv[2], copies=sys.argv[1] == WORK)
     if sys.argv[1:2] == ["fault"]:
         return fault(sys.argv[2])
     lines, bad = [], False
-    with ThreadPoolExecutor() as pool:
-        works = {tool: pool.submit(under, tool, WITHOUT_COPIES if tool == "racecheck" else WORK) for tool in TOOLS}
+    names = (KINDS, *methods())  # the longest first
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        works = {
+            (tool, name): pool.submit(under, tool, WITHOUT_COPIES if tool == "racecheck" else WORK, name)
+            for name in names
+            for tool in TOOLS
+        }
         faults = {name: pool.submit(under, tool, "fault", name) for name, tool in FAULTS.items()}
-    for tool, running in works.items():
-        errors, text = running.result()
-        ran = re.search(r"\d+ launches checked", text)
+    for tool in TOOLS:
+        errors, launches, said = 0, 0, []
+        for name in names:
+            found, text = works[tool, name].result()
+            ran = re.search(r"(\d+) launches checked", text)
+            errors, launches = errors + found, launches + int(ran[1] if ran else 0)
+            if found or ran is None:
+                bad = True
+                said.append(f"{tool}, {name}{'' if ran else ', which did not end'}:\n{text[-20000:]}")
         without = ", without sparsert's slabs" if tool == "racecheck" else ""
-        lines.append(f"{tool}: {errors} errors, {ran[0] if ran else 'the work did not end'}{without}")
-        if errors or ran is None:
-            bad = True
-            lines.append(text[-20000:])
+        lines += [f"{tool}: {errors} errors, {launches} launches checked{without}", *said]
     for name, planted in faults.items():
         errors, _ = planted.result()
         lines.append(f"planted fault {name}: {FAULTS[name]} found {errors}")
