@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import zeroskip
 from contract.cases import engine_with
 from zeroskip.cli.main import app
+from zeroskip.cli.show import out_table
 from zeroskip.core.device import Device
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.record import Record, Times
@@ -101,6 +102,18 @@ def test_doctor_prints_json_and_nothing_else(tmp_path: Path, monkeypatch: pytest
     assert facts["caches"] == {"cpu": str(tmp_path / "zeroskip/cpu"), "cuda": str(tmp_path / "zeroskip/cuda")}
     assert bool(facts["cuda"]["device"]) == torch.cuda.is_available() == (facts["cuda"]["no_device"] == "")
     assert set(facts["extras"]) == {"report", "demo", "bench"}
+
+
+@pytest.mark.parametrize(("columns", "whole"), [("60", False), ("90", True)])
+def test_a_table_too_wide_for_the_terminal_becomes_lists(
+    columns: str, whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    rows = [("a layer with a long name", "12.345 ms ±10%", "1.234 ms ±1%", "10.00× sputnik")]
+    out_table(("case", "dense", "sputnik", "speed-up"), rows, numbers=(1, 2, 3))
+    seen = capsys.readouterr().out
+    assert all(cell in seen for cell in rows[0][1:])
+    assert ("  dense     12.345 ms ±10%\n" in seen) is not whole
 
 
 @pytest.mark.usefixtures("peaks")

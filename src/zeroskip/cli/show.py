@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, what)``"""
+FOLDED, GAP = 16, 3
+"""Columns of a terminal that a text in a table is folded to at least, and between two columns of a table."""
 WIDE = 130
 """Columns a terminal needs for the last column of a plan, the reasons."""
 
@@ -36,19 +38,33 @@ def fail(error: Exception) -> None:
 
 
 def out_table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> None:
-    """A table on stdout; the columns named in ``numbers`` are set to the right."""
+    """A table on stdout; the columns named in ``numbers`` are set to the right.
+
+    Where the terminal is too narrow for the numbers of a row, each row is a list of its cells instead.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    right = set(numbers)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    right, console = set(numbers), Console()
+    cells = [[str(cell) for cell in row] for row in rows]
+    table, needed = Table(box=box.SIMPLE_HEAD, pad_edge=False), 0
     for column, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    Console().print(table)
+        number, widest = column in right, max(len(text) for text in (name, *(row[column] for row in cells)))
+        width = widest if number else min(widest, FOLDED)
+        table.add_column(Text(name), justify="right" if number else "left", min_width=width, overflow="fold")
+        needed += width + GAP
+    for row in cells:
+        table.add_row(*map(Text, row))
+    if needed <= console.width:
+        console.print(table)
+        return
+    width = max(map(len, head[1:]))
+    for first, *others in cells:
+        out(first)
+        for name, cell in zip(head[1:], others, strict=True):
+            out(f"  {name:{width}}  {cell}")
 
 
 def out_plan(plan: Plan) -> None:

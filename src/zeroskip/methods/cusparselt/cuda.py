@@ -33,9 +33,8 @@ class CusparseltPacked:
 class CusparseltRun:
     """``y [k, pixels] = W x + bias`` in one call, by the library's default algorithm; then the activation.
 
-    Channels-last pixels that are no multiple of 8 are copied into a matrix that is, and fp16 results are transposed by a
-    copy: where the library itself transposes them, each call takes 0.2 s of the host and 22 MB (torch 2.11, H200; bf16
-    does not).
+    Channels-last pixels that are no multiple of 8 are copied into a matrix that is.  In fp16 a copy transposes the
+    result: where the library does, each call takes 0.2 s of the host and 22 MB (torch 2.11, H200; in bf16 it does not).
     """
 
     workspace_bytes = 0
