@@ -218,6 +218,13 @@ VARIANTS = (
 """The same of what a method's configurations took."""
 
 
+BATCHES = (1, 8, 32)
+
+
+def images(batch: int) -> str:
+    return "one image" if batch == 1 else f"{batch} images"
+
+
 def on_gpu(gpu: str) -> dict[str, list[str]]:
     """Write docs/<GPU>.md, where what was not measured is left out; what README may show of it, by figure."""
     name, short = gpu.upper(), dict[str, list[str]]()
@@ -255,11 +262,12 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         shown = f"{text}\n\n![microseconds by column]({gpu}-columns.svg)" if drawn else text
         section(title, products.columns_table(found), shown)
         section("The same with cold caches", products.columns_table(found, cache="cold"))
-        table = products.masks_table(found)
-        apart = sorted((row[-1] for row in table.rows), key=lambda cell: float(cell.rstrip("%")))
-        text = "The survey says that it does not. Our fastest method's times are "
-        text += f"{apart[0]} to {apart[-1]} apart between masks of the same density." if apart else "not known."
-        section("Does the pattern of the zeros matter?", table, text)
+        for batch in BATCHES:
+            table = products.masks_table(found, batch)
+            apart = sorted((row[-1] for row in table.rows), key=lambda cell: float(cell.rstrip("%")))
+            text = "The survey says that it does not. Our fastest method's times are "
+            text += f"{apart[0]} to {apart[-1]} apart between masks of the same density." if apart else "not known."
+            section(f"Does the pattern of the zeros matter? {images(batch).capitalize()}", table, text)
         text = "Our best, in brackets over cuBLAS fp32 and over the fastest dense fp32."
         section("Several images", products.batches_table(found), text)
         text = (
@@ -276,6 +284,8 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
     if plots.sparsities(found, drawing("sparsity"), title):
         section(title, products.sparsity_table(found), f"![time over sparsity]({gpu}-sparsity.svg)")
         short["sparsity"] = [machine(gpu, suites["fig11"][1]), *picture(True, "sparsity", title)]
+    for batch in BATCHES[1:]:
+        section(f"The same with {images(batch)}", products.sparsity_table(found, batch))
     found = compared["squares"]
     title = "Square products at 90% zeros, warm L2"
     if plots.squares(found, drawing("squares"), title):
@@ -291,13 +301,13 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         text = "How many times longer it takes, tuned anew over the others. Why: the method's README, on instructions."
         section("SparseRT with one of its choices fixed", products.ablation_table(found), text)
     for suite, title, text in OTHERS:
-        for batch in (1, 32):
+        for batch in BATCHES:
             table = rivals.times_table(compared[suite], lambda method: method != "cublas", cache="warm", batch=batch)
-            section(f"{title}, {'one image' if batch == 1 else '32 images'}, warm", table, text)
+            section(f"{title}, {images(batch)}, warm", table, text)
     for suite, title, text in VARIANTS:
-        for batch in (1, 32):
+        for batch in BATCHES:
             table = rivals.variants_table(compared[suite], cache="warm", batch=batch)
-            section(f"{title}, {'one image' if batch == 1 else '32 images'}, warm", table, text)
+            section(f"{title}, {images(batch)}, warm", table, text)
     comparisons, facts = suites["networks_cuda"]
     whole = networks.networks(comparisons)
     title = "Whole networks at 90% zeros"

@@ -169,12 +169,12 @@ def columns_table(products: Products, batch: int = 1, cache: str = "warm", **fac
     return _table(head, rows)
 
 
-def masks_table(products: Products) -> Table:
+def masks_table(products: Products, batch: int = 1) -> Table:
     """Does the pattern of the zeros matter?  Our best in fp32 on each kind of mask, and how far these lie apart."""
     rows = []
     masks = ("random", "clustered", "trained")
-    for random in products.of(precision="fp32", batch=1, cache="warm", mask="random", density=0.1):
-        same = {"name": random.case["name"], "precision": "fp32", "batch": 1, "cache": "warm"}
+    for random in products.of(precision="fp32", batch=batch, cache="warm", mask="random", density=0.1):
+        same = {"name": random.case["name"], "precision": "fp32", "batch": batch, "cache": "warm"}
         times = [best_us(products.one(mask=mask, **same)) for mask in masks]
         known = [time for time in times if time is not None]
         if len(known) > 1:
@@ -200,11 +200,11 @@ def batches_table(products: Products) -> Table:
     return _table(("M,K,N", *(f"{batch}, {cache}" for batch, cache in columns)), rows)
 
 
-def sparsity_table(products: Products) -> Table:
+def sparsity_table(products: Products, batch: int = 1) -> Table:
     """Figure 11: every method at every sparsity, warm, fp32 and fp16.  Microseconds."""
     rows = []
     for precision in ("fp32", "fp16"):
-        found = products.of(precision=precision, batch=1, cache="warm", mask="random")
+        found = products.of(precision=precision, batch=batch, cache="warm", mask="random")
         methods = list(dict.fromkeys(method for item in found for method in item.times if ":" not in method))
         for method in methods:
             cells = {item.case["density"]: us(item, method) for item in found}
