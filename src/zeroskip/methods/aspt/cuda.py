@@ -231,7 +231,7 @@ def _seconds(layer: Layer, config: AsptConfig, device: Device) -> float:
     shared = config.shared_bytes(sections, int(chunk), width, item)
     if shared > device.shared_bytes:
         return math.inf
-    together = resident(shared, config.warps, config.registers)
+    together = resident(shared, config.warps, _registers(layer, config, device))
     if not together:
         return math.inf
     strips = math.ceil(shape.n * shape.p * shape.q / config.cols)
@@ -251,6 +251,12 @@ def _seconds(layer: Layer, config: AsptConfig, device: Device) -> float:
     busy = per_sm * max(WAVEFRONT * wavefronts, ISSUE * instructions, LOAD * loads * nonzeros * (1 - held))
     one_wave = WAVE + SECTION * (sections - 1) + (DIVIDED if config.longest else 0.0)
     return (LAUNCH + waves * one_wave + max(waves * chain, busy) + per_sm * COPY * loads * heavy) / CLOCK
+
+
+def _registers(layer: Layer, config: AsptConfig, device: Device) -> int:
+    """Of a thread, so that none is spilled: as in ``kernel.cuh``."""
+    converted = 2 * config.pieces * config.vector if layer.precision == "bf16" else 0
+    return config.registers + converted + (32 if device.generation >= 100 else 0)
 
 
 # -- weights and code ------------------------------------------------------------------------------------
@@ -284,6 +290,8 @@ def instances() -> Sequence[Instance]:
         ("fp16", AsptConfig(4, 16, 2, 2, 16, 64, 2, 64)),
         ("fp16", AsptConfig(1, 16, 4, 1, 4, 8, 2, 64)),
         ("bf16", AsptConfig(8, 16, 1, 2, 4, 16, 2, 64)),
+        ("bf16", AsptConfig(8, 16, 2, 1, 4, 8, 2, 64, longest=64)),
+        ("bf16", AsptConfig(4, 16, 2, 1, 16, 32, 2, 64)),
     ]
     return [Instance(KERNEL, config.expression(precision)) for precision, config in chosen]
 

@@ -56,14 +56,24 @@ struct alignas(16) Head {
 // Nonzeros whose loads of x are under way together.
 enum : int { kTogether = 4 };
 
-// So few registers for the rest that as many warps as possible hide each other's latency, and none is spilled.
-__device__ constexpr int blocks_per_sm(int sums, int loaded, int threads) {
+// Nonzeros for which ptxas converts what they meet before it is needed.
+template <typename T>
+constexpr int kConverted = 0;
+template <>
+constexpr int kConverted<__nv_bfloat16> = 2;
+
+// So few registers for the rest that as many warps as possible hide each other's latency, and none is spilled.  (cuda.py counts
+// with the same.)
+template <typename T, int kVector, int kPieces, int kRows>
+__device__ constexpr int blocks_per_sm(int threads) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
     const int rest = 72;
 #else
     const int rest = 40;
 #endif
-    const int registers = (rest + sums + loaded + 7) / 8 * 8;
+    const int words = (kVector * static_cast<int>(sizeof(T)) + 3) / 4;
+    const int floats = (kRows + kConverted<T>) * kPieces * kVector;
+    const int registers = (rest + floats + kTogether * kPieces * words + 7) / 8 * 8;
     const int blocks = 65536 / (registers * threads);
     return blocks > 0 ? blocks : 1;
 }
@@ -149,10 +159,7 @@ __device__ __forceinline__ void add_row(const int* index, const Nonzero* nonzero
 }
 
 template <typename T, int kVector, int kLanes, int kPieces, int kRows, int kWarps, bool kSplit>
-__global__ void __launch_bounds__(kWarps * 32,
-                                  blocks_per_sm(kRows * kPieces * kVector,
-                                                kTogether * kPieces * ((kVector * static_cast<int>(sizeof(T)) + 3) / 4),
-                                                kWarps * 32))
+__global__ void __launch_bounds__(kWarps * 32, blocks_per_sm<T, kVector, kPieces, kRows>(kWarps * 32))
     spmm(const uint4* __restrict__ heads, const uint4* __restrict__ chunks, const T* x, T* y, const T* residual,
          int sections, int chunk_units, int tiles, int width, int count, int per_image, int per_row, int x_image, int x_channel,
          int x_row, int x_column, int y_image, int y_channel, int y_row, int r_image, int r_channel, int r_row,
