@@ -49,15 +49,25 @@ def out_table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: It
 
     right, console = set(numbers), Console()
     cells = [[str(cell) for cell in row] for row in rows]
-    table, needed = Table(box=box.SIMPLE_HEAD, pad_edge=False), 0
-    for column, name in enumerate(head):
-        number, widest = column in right, max(len(text) for text in (name, *(row[column] for row in cells)))
-        width = widest if number else min(widest, FOLDED)
-        table.add_column(Text(name), justify="right" if number else "left", min_width=width, overflow="fold")
-        needed += width + GAP
-    for row in cells:
-        table.add_row(*map(Text, row))
-    if needed <= console.width:
+    longest = [max(map(len, texts)) for texts in zip(*cells, strict=True)] or [0] * len(head)
+    words = [max(map(len, name.split()), default=0) for name in head]
+    least = [
+        max(most, word) if column in right else min(max(most, word), FOLDED)
+        for column, (most, word) in enumerate(zip(longest, words, strict=True))
+    ]
+    whole = sum(max(most, len(name)) + GAP for most, name in zip(longest, head, strict=True)) <= console.width
+    if whole or sum(least) + GAP * len(least) <= console.width:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column, (name, width) in enumerate(zip(head, least, strict=True)):
+            number = column in right
+            table.add_column(
+                Text(name),
+                justify="right" if number else "left",
+                width=width if number and not whole else None,
+                overflow="fold",
+            )
+        for row in cells:
+            table.add_row(*map(Text, row))
         console.print(table)
         return
     width = max(map(len, head[1:]))
