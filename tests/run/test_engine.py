@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from contract.cases import OURS, Net, engine_of, engine_with, plan_with, program_of, sparse_weight, thin, work
 from zeroskip.core.layer import ConvShape
 from zeroskip.methods import registry
+from zeroskip.methods.dense.cpu import ConvRun, OnednnRun
 from zeroskip.model import zoo
 from zeroskip.run.compile import distance
 from zeroskip.run.engine import Engine, Variant
@@ -51,6 +53,24 @@ def expect(model: nn.Module, *inputs: Tensor) -> Any:
 
 
 # -- memory -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("pick", [0, 1])
+def test_what_was_read_for_the_last_time_is_let_go(pick: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def convolve(self: ConvRun, x: Tensor, residual: Tensor | None) -> Tensor:
+        alive.append(sum(one() is not None for one in made))
+        y = functional.conv2d(x, self.weight, self.bias, padding=1)
+        made.append(weakref.ref(y))
+        return y
+
+    for kind in (ConvRun, OnednnRun):
+        monkeypatch.setattr(kind, "compute", convolve)
+    x = image()
+    engine_with(nn.Sequential(*(conv() for _ in range(6))), x, pick=pick)(x)
+    assert alive == [0, 1, 1, 1, 1, 1]
+
+
 OUTPUTS = {
     "a layer": lambda net, x: net.a(x),
     "a layer that others read": lambda net, x: (lambda y: (y, net.b(y)))(net.a(x)),

@@ -59,6 +59,7 @@ class Executor:
         for name in (*graph.inputs, *graph.parameters, *(node.name for node in graph.nodes)):
             self._slot[name] = len(self._slot)
         self._workspace_slot = self._number("workspace")
+        self._passing: set[int] = set()  # what the call that converts it alone reads
         self._calls = [
             self._call(names, position) for position, names in enumerate(order) if names[-1] not in self._storage.joined
         ]
@@ -206,6 +207,7 @@ class Executor:
         if not run.allocates:
             prepare += [fresh for name in segment.outputs if (fresh := self._fresh(name)) is not None]
         with_residual = len(segment.layers) == 1 and segment.layer.epilogue.residual != "none"
+        gone = [slot for slot in sources if slot in self._passing]
         residual = sources.pop() if with_residual else None
 
         def call(slots: Slots) -> None:
@@ -217,6 +219,8 @@ class Executor:
                 slots[scratch],
                 None if residual is None else slots[residual],
             )
+            for slot in gone:
+                slots[slot] = None
             for slot, result in zip(outputs, results, strict=True):
                 slots[slot] = result
 
@@ -263,6 +267,7 @@ class Executor:
             prepare.append(pad)
             return target
         target = self._number(f"{name} as {want.order} {want.halo}")
+        self._passing.add(target)
 
         def convert(slots: Slots) -> None:
             slots[target] = conform(slots[source], have, want)
