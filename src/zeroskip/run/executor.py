@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -59,7 +60,6 @@ class Executor:
         for name in (*graph.inputs, *graph.parameters, *(node.name for node in graph.nodes)):
             self._slot[name] = len(self._slot)
         self._workspace_slot = self._number("workspace")
-        self._passing: set[int] = set()  # what the call that converts it alone reads
         self._calls = [
             self._call(names, position) for position, names in enumerate(order) if names[-1] not in self._storage.joined
         ]
@@ -200,27 +200,24 @@ class Executor:
         run, segment, scratch = bound.run, bound.segment, self._workspace_slot
         prepare: list[Call] = []
         sources = [
-            self._conversion(name, want, position, prepare)
+            self._reader(name, want, position, prepare)
             for name, want in zip(segment.inputs, bound.candidate.inputs, strict=True)
         ]
         outputs = [self._slot[name] for name in segment.outputs]
         if not run.allocates:
             prepare += [fresh for name in segment.outputs if (fresh := self._fresh(name)) is not None]
         with_residual = len(segment.layers) == 1 and segment.layer.epilogue.residual != "none"
-        gone = [slot for slot in sources if slot in self._passing]
         residual = sources.pop() if with_residual else None
 
         def call(slots: Slots) -> None:
             for step in prepare:
                 step(slots)
             results = run(
-                [slots[slot] for slot in sources],
+                [source(slots) for source in sources],
                 [slots[slot] for slot in outputs],
                 slots[scratch],
-                None if residual is None else slots[residual],
+                None if residual is None else residual(slots),
             )
-            for slot in gone:
-                slots[slot] = None
             for slot, result in zip(outputs, results, strict=True):
                 slots[slot] = result
 
@@ -245,19 +242,20 @@ class Executor:
 
         return make
 
-    def _conversion(self, name: str, want: Layout, position: int, prepare: list[Call]) -> int:
-        """The slot to read ``name`` from in layout ``want``; adds a conversion where one may be needed."""
+    def _reader(self, name: str, want: Layout, position: int, prepare: list[Call]) -> Callable[[Slots], Tensor]:
+        """A function from slots to ``name`` in layout ``want``, which converts where it must; what fills a border of
+        zeros is added to ``prepare``."""
         source = self._slot[name]
         have = self._storage.halo.get(name, (0, 0))
         known = name in self._storage.halo and (want.aligned == 1 or name not in self._storage.slices)
         if want.order == "any" or (known and want.order == "nchw" and _fits(have, want)):
-            return source
+            return itemgetter(source)
         if want.order == "nchw" and want.halo and want.halo != (0, 0):
             key = f"{name} with halo {want.halo}"
             value = self._graph.values[name]
             if key in self._copies:
                 self._copies[key].end = position
-                return self._slot[key]
+                return itemgetter(self._slot[key])
             self._copies[key] = Buffer(value.shape, value.dtype, want.halo, position, position)
             target = self._number(key)
 
@@ -265,15 +263,8 @@ class Executor:
                 slots[target].copy_(slots[source])
 
             prepare.append(pad)
-            return target
-        target = self._number(f"{name} as {want.order} {want.halo}")
-        self._passing.add(target)
-
-        def convert(slots: Slots) -> None:
-            slots[target] = conform(slots[source], have, want)
-
-        prepare.append(convert)
-        return target
+            return itemgetter(target)
+        return lambda slots: conform(slots[source], have, want)
 
     def _last_uses(self, order: list[tuple[str, ...]]) -> list[tuple[int, ...]]:
         """For each call, the slots of tensors that torch allocated and nobody reads afterwards."""
