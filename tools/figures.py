@@ -149,6 +149,14 @@ RIVALS = (
 )
 
 
+BATCHES = (1, 8, 32)
+
+
+def images(batch: int) -> str:
+    """In a title."""
+    return "one image" if batch == 1 else f"{batch} images"
+
+
 def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tuple[str, products.Table, str]]:
     """Sections with title, table and text; none before more than cuBLAS was measured."""
     nine = {"mask": "random", "density": 0.1, "batch": 1}
@@ -158,18 +166,18 @@ def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tupl
         for cache in ("warm", "cold"):
             title = f"Against the fastest dense, nine pointwise layers, {cache}"
             found.append((title, rivals.versus_table(suites["fig10"], peaks, cache=cache, **nine), ""))
-        for batch in (8, 32):
+        for batch in BATCHES[1:]:
             table = rivals.versus_table(suites["fig10"], peaks, cache="warm", **nine | {"batch": batch})
-            found.append((f"Against the fastest dense, {batch} images, warm", table, ""))
+            found.append((f"Against the fastest dense, {images(batch)}, warm", table, ""))
         table = rivals.times_table(suites["fig10"], products.VENDOR_DENSE.__contains__, cache="warm", **nine)
         found.append(("Each dense library", table, "Triton's product has bias and ReLU inside."))
-        for batch, images in ((1, "one image"), (8, "8 images"), (32, "32 images")):
+        for batch in BATCHES:
             table = rivals.times_table(suites["fig10"], products.skips, cache="warm", **nine | {"batch": batch})
-            found.append((f"Each method that skips zeros, {images}, warm", table, ""))
+            found.append((f"Each method that skips zeros, {images(batch)}, warm", table, ""))
     if products.searched(suites["squares"].all):
         table = rivals.versus_table(suites["squares"], peaks, cache="warm", **nine)
         found.append(("Against the fastest dense, square products", table, ""))
-    for batch in (1, 8, 32):
+    for batch in BATCHES:
         for cache in ("warm", "cold"):
             table = rivals.versus_table(suites["conv3x3"], peaks, batch=batch, cache=cache)
             title = f"3x3 layers of ResNet-50 and VGG-19, batch {batch}, {cache}"
@@ -216,13 +224,6 @@ VARIANTS = (
     ("escort_ablation", "Escort with and without reuse from registers", "Each tuned for itself."),
 )
 """The same of what a method's configurations took."""
-
-
-BATCHES = (1, 8, 32)
-
-
-def images(batch: int) -> str:
-    return "one image" if batch == 1 else f"{batch} images"
 
 
 def on_gpu(gpu: str) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ copy engine writes as written by the thread that asked, and does not see that ot
 that every such pipeline is an error (FlashAttention 2.8.3, AI/RACECHECK_TMA_HAZARD.md, has it down to a few lines)."""
 KINDS = "kinds of sparsert"
 """Not what a method proposes, but every kind of SparseRT's configurations."""
+OWN: dict[str, Callable[[Any], bool]] = {"dense": lambda config: config.library == "triton"}
+"""Of methods that call libraries, which configurations are kernels of ours."""
 FAULTS = {"write_behind": "memcheck", "race": "racecheck"}
 SHAPES = (
     "1x1",
@@ -46,7 +49,7 @@ def methods() -> tuple[str, ...]:
     from contract.cases import OURS
     from zeroskip.methods import registry
 
-    return (*(name for name in OURS if registry()[name].reproducible and name != "cusparselt"), "dense")
+    return (*(name for name in OURS if registry()[name].reproducible and name != "cusparselt"), *OWN)
 
 
 def work(name: str, copies: bool) -> None:
@@ -70,8 +73,6 @@ def work(name: str, copies: bool) -> None:
 
     device, ran = cuda(), 0
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
-    # Of methods that call libraries, the configurations that are kernels of ours.
-    own = {"dense": lambda config: config.library == "triton"}
 
     def run(method: AnyMethod, segment: Segment, parameters: Parameters, candidates: list[Candidate[Any]]) -> int:
         case = Case.random(segment, device=device.torch)
@@ -97,7 +98,7 @@ def work(name: str, copies: bool) -> None:
                 (segment,) = method.claim(one.program.graph, one.program.layers(), "layer", device)
             except Unsupported:
                 continue
-            found = [item for item in method.configs(segment, device) if name not in own or own[name](item.config)]
+            found = [item for item in method.configs(segment, device) if name not in OWN or OWN[name](item.config)]
             ran += run(method, segment, one.parameters, some(found, 3))
         for shape, config in CONFIGS.values() if name == KINDS else ():
             if copies or not config.slab:
