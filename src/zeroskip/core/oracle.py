@@ -13,6 +13,8 @@ from zeroskip.core.layer import Activation, Layer, Precision, ResidualPlace
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
 """Half the distance from 1 to the next number of the type."""
 
+UNDERFLOW = {dtype: torch.finfo(dtype).smallest_normal * unit for dtype, unit in UNIT_ROUNDOFF.items()}
+"""Half the distance from 0 to the next number of the type: what rounding costs where its error is no share of the result."""
 
 TF32_PRODUCT = 2.0**-9 * (1 + 2.0**-11)
 """Relative error of a product whose two factors were cut to 10 bits behind the point, ``2^-10`` each."""
@@ -42,7 +44,7 @@ class Expected:
         if terms == 0:
             return self.bound
         error = terms * UNIT_ROUNDOFF[torch.float16]
-        return self.bound + error / (1 - error) * self.magnitude + 2.0**-25 * self.nonzeros
+        return self.bound + error / (1 - error) * self.magnitude + UNDERFLOW[torch.float16] * self.nonzeros
 
 
 def activate(y: Tensor, activation: Activation) -> Tensor:
@@ -73,9 +75,10 @@ def expected(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, resid
     The bound is ``(n + 4) u (|W| * |x| + |bias| + |residual|) + u |y|`` with ``n`` the nonzeros of the output
     channel and ``u`` the unit roundoff of float32 accumulation: rigorous for any order of summation, so no
     tolerance is tuned.  Where the layer's precision is tf32, ``|W| * |x|`` counts ``2^-9`` more for its rounded
-    operands.  All activations here have Lipschitz constant 1.
+    operands.  All activations here have Lipschitz constant 1.  Underflow adds half of the smallest number of float32
+    for each product and of the output's type once.
 
-    Source: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2.
+    Source: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 2.1, 3.1 and 4.2.
 
     Args:
         x: float ``[n, c, h, w]``, or ``[rows, c]`` for a linear layer.
@@ -100,4 +103,5 @@ def expected(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, resid
     nnz = (w64 != 0).flatten(1).sum(1).double()
     nnz = nnz.reshape(-1, 1, 1) if x.dim() == 4 else nnz
     unit = (nnz + 4) * UNIT_ROUNDOFF[torch.float32] + (TF32_PRODUCT if layer.precision == "tf32" else 0.0)
-    return Expected(value, unit * magnitude + UNIT_ROUNDOFF[x.dtype] * value.abs(), magnitude, nnz)
+    underflow = UNDERFLOW[x.dtype] + UNDERFLOW[torch.float32] * nnz
+    return Expected(value, unit * magnitude + UNIT_ROUNDOFF[x.dtype] * value.abs() + underflow, magnitude, nnz)
