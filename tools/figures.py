@@ -91,7 +91,6 @@ SUITES = (
     "sparsert_ablation",
     "sparsert_slabs",
     "sparsert_halves",
-    "sparsert_dealt",
     "escort_ablation",
     "networks_cuda",
 )
@@ -216,11 +215,6 @@ OTHERS = (
 VARIANTS = (
     ("sparsert_slabs", "SparseRT with x in slabs", "Rows of a block x pixels; mates share what they copy of x."),
     ("sparsert_halves", "SparseRT with sums in float16", "Products of pairs, up to so many, then in float32."),
-    (
-        "sparsert_dealt",
-        "SparseRT with warps dealt to teams in turn",
-        "Each tuned for itself; rows of a block x pixels.",
-    ),
     ("escort_ablation", "Escort with and without reuse from registers", "Each tuned for itself."),
 )
 """The same of what a method's configurations took."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from methods.jobs import Job
 from zeroskip.core.layer import PRECISION_DTYPES, ConvShape, Precision

@@ -331,12 +331,9 @@ FITTING = {
     "vectors in pieces": (replace(FLAT, n=3), replace(BASE, vector=2, pieces=2, warps=2)),
     "warps": (ODD, replace(BASE, warps=3)),
     "stack": (ODD, replace(BASE, rows=3, stack=4)),
-    "dealt stack": (ODD, replace(BASE, rows=3, warps=3, stack=4, dealt=True)),
-    "dealt groups": (ODD, replace(BASE, warps=2, groups=3, dealt=True)),
     "groups": (ODD, replace(BASE, groups=5)),
     "groups of vectors": (FLAT, replace(BASE, groups=3, vector=4)),
     "split": (ODD, replace(BASE, split=4)),
-    "dealt split": (ODD, replace(BASE, rows=13, warps=2, groups=3, split=4, stack=2, dealt=True)),
     "split of vectors": (FLAT, replace(BASE, split=2, vector=4)),
     "groups and split": (ODD, replace(BASE, rows=13, groups=3, split=8, stack=2)),
     "more parts than rows": (ODD, replace(BASE, rows=2, groups=2, split=8)),
@@ -354,7 +351,6 @@ FITTING = {
     "one slab": (SMALL, replace(BASE, slab=32, stages=3)),
     "slabs of mates": (SMALL, replace(BASE, rows=2, stack=2, slab=16, stages=2, mates=4)),
     "slabs of more mates than rows": (SMALL, replace(BASE, rows=10, slab=16, mates=8)),
-    "dealt slabs": (SMALL, replace(BASE, rows=2, warps=2, stack=2, slab=16, stages=2, mates=4, dealt=True)),
     "slabs for idle lanes": (replace(SMALL, h=5, n=1), replace(BASE, warps=2, slab=8, stages=2, mates=2)),
     "slabs of odd images": (replace(ODD, n=4, c=32), replace(BASE, rows=7, warps=4, slab=16, stages=2, mates=2)),
     "slabs of vectors": (SMALL, replace(BASE, vector=2, slab=16, stages=2, mates=2)),
@@ -433,11 +429,10 @@ def jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
         "balance": draw(st.sampled_from(["ranges", "nonzeros", "columns"])),
         "halo": draw(st.booleans()),
         "gaps": draw(st.booleans()),
-        "dealt": draw(st.booleans()),
         "terms": draw(st.sampled_from([0, 0, 3, 8])),
         "registers": 176,
     }
-    for change in ({}, {"terms": 0}, {"walk": 0}, {"halo": False}, {"vector": 1}, {"rows": 4}, {"dealt": False}):
+    for change in ({}, {"terms": 0}, {"walk": 0}, {"halo": False}, {"vector": 1}, {"rows": 4}):
         tile |= change
         try:
             config = SparseRTConfig(**tile)
@@ -465,7 +460,6 @@ def slab_jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
         "stack": draw(st.integers(1, 3)),
         "stages": draw(st.integers(1, 4)),
     }
-    tile["dealt"] = tile["stack"] > 1 and draw(st.booleans())
     try:
         config = SparseRTConfig(**tile, slab=slab, mates=mates, registers=120)
         METHOD.candidate(job.segment, config)

@@ -36,11 +36,10 @@ class SparseRTConfig:
     """Which warp of which block computes what.
 
     A thread holds the sums of ``rows`` rows (a row group) for ``pieces`` times ``vector`` pixels: ``vector`` of them
-    lie together and are loaded at once, the pieces lie apart.  A *team* is ``warps`` warps that run the same code, that
-    of one part of one row group.  A block has ``stack`` row groups and for each of them ``groups`` teams that share its
-    nonzeros (SparseRT's thread groups); ``split`` blocks of a cluster share them further.  Their sums meet in shared
-    memory.  ``dealt``: warps go to teams in turn, so that with four teams each has a scheduler to itself, and its code
-    the instruction cache of that one; else the warps of a team are side by side.
+    lie together and are loaded at once, the pieces lie apart.  A *team* is ``warps`` warps side by side that run the
+    same code, that of one part of one row group.  A block has ``stack`` row groups and for each of them ``groups``
+    teams that share its nonzeros (SparseRT's thread groups); ``split`` blocks of a cluster share them further.  Their
+    sums meet in shared memory.
 
     ``walk``: how many blocks take turns at the tiles of pixels, so that their code stays in the instruction cache; 0
     gives each tile a block of its own.  ``balance``: how rows are grouped (``pack/row_groups.py``).  ``halo``: x comes
@@ -70,7 +69,6 @@ class SparseRTConfig:
     slab: int = 0
     stages: int = 1
     mates: int = 1
-    dealt: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.rows, self.pieces, self.warps, self.stack, self.groups)
@@ -90,8 +88,6 @@ class SparseRTConfig:
             raise ValueError(f"{self.threads} threads have {self.room} registers at most: {self}")
         if self.walk and self.split > 1:
             raise ValueError(f"blocks of a cluster bring their sums once, they do not walk: {self}")
-        if self.dealt and self.teams == 1:
-            raise ValueError(f"warps are dealt to several teams: {self}")
         if self.terms and self.vector == 1:
             raise ValueError(f"float16 is computed with in pairs, vector must be at least 2: {self}")
         if self.exchange_bytes > MOST_SHARED:

@@ -106,11 +106,7 @@ def _entry(packed: SparseRTPacked, functions: int, hopper: bool) -> str:
         asks = body.to("p", "setp.ge.u32", f"{thread}, {config.lanes * config.teams}")
         body.put(f"@{asks} bra ASK")
     if config.teams > 1:
-        if config.dealt:
-            _, seat = body.divided(body.to("r", "shr.u32", f"{thread}, 5"), config.teams)
-        else:
-            seat = body.quotient(thread, config.lanes)
-        index = body.to("r", "mad.lo.u32", f"{index}, {config.teams}, {seat}")
+        index = body.to("r", "mad.lo.u32", f"{index}, {config.teams}, {body.quotient(thread, config.lanes)}")
     if functions > 1:
         # A table: with a tree of branches every warp would wait for several lines of instructions.
         body.put(f"TABLE: .branchtargets {', '.join(f'TO_{code}' for code in range(functions))}")

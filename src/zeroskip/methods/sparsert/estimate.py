@@ -108,7 +108,8 @@ FEWEST, MOST = 16, 8000
 """Nonzeros of a team."""
 MATES, SLAB, SLAB_ROWS, SLAB_BLOCKS, SLAB_BYTES = 2, 32, 32, 8, 8192
 """Blocks that x is brought to at once, and input channels of a slab; from how many rows of a thread, blocks of rows and
-bytes of a copy on.  Measured for three layers in fp32 only (benchmarks/suites/sparsert_slabs.toml, H200)."""
+bytes of a copy on.  Measured for three layers in fp32 (benchmarks/suites/sparsert_slabs.toml, H200); in fp16, where
+10% were gained, dense takes a third of the time, so that none are proposed."""
 LEAST_OTHERS = 28
 """Registers of a thread beside its sums, in what is proposed."""
 UNDER_WAY = 64
@@ -219,7 +220,7 @@ GPCS = 8
 SHARPNESS = 4
 """Of the norm by which the time is more than its longest part: infinite if parts never delayed each other."""
 SLABBED = 0.9
-"""Of the time without slabs: 20.0 us instead of 22.5 for (512,512,6272) on an H200."""
+"""Of the time without slabs: 19.8 us instead of 22.5 for (512,512,6272) on an H200."""
 INSTRUCTION_CACHE = 100e3
 """Bytes that stay from one tile to the next."""
 ALIKE = 0.92

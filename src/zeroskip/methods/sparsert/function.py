@@ -97,10 +97,7 @@ class _Code:
     def written(self) -> str:
         config, body, team = self.config, self.body, self.team
         self.lane = body.to("r", "mov.u32", "%tid.x")
-        if config.dealt:
-            warp = body.quotient(body.to("r", "shr.u32", f"{self.lane}, 5"), config.teams)
-            self.lane = body.to("r", "mad.lo.u32", f"{warp}, 32, {body.to('r', 'and.b32', f'{self.lane}, 31')}")
-        elif seat := team.index % config.teams:
+        if seat := team.index % config.teams:
             self.lane = body.to("r", "sub.u32", f"{self.lane}, {seat * config.lanes}")
         self.tile = body.to("r", "mov.u32", "%ctaid.x")
         if self.hopper and config.walk:
