@@ -14,7 +14,7 @@ UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat1
 """Half the distance from 1 to the next number of the type."""
 
 UNDERFLOW = {dtype: torch.finfo(dtype).smallest_normal * unit for dtype, unit in UNIT_ROUNDOFF.items()}
-"""Half the distance from 0 to the next number of the type: the error of rounding a result too small for a normal one."""
+"""Half the distance from 0 to the next number of the type: the error of rounding what is too small for a normal one."""
 
 TF32_PRODUCT = 2.0**-9 * (1 + 2.0**-11)
 """Relative error of a product whose two factors were cut to 10 bits behind the point, ``2^-10`` each."""
