@@ -67,11 +67,9 @@ def _inductor(model: nn.Module, x: Tensor, device: Device, precision: Precision)
     from torch._inductor import config
 
     torch._dynamo.reset()
-    # The graph is captured by whoever times the call, so torch's compiler is not to capture one.
-    mode = None if device.kind == "cpu" else "max-autotune-no-cudagraphs"
     with warnings.catch_warnings(), config.patch(freezing=True, cpp_wrapper=False):
         warnings.simplefilter("ignore")
-        compiled = torch.compile(model, mode=mode)
+        compiled = torch.compile(model)
         try:
             run = _no_grad(compiled, x, device, precision)
             run()
