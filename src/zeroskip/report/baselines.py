@@ -67,9 +67,13 @@ def _inductor(model: nn.Module, x: Tensor, device: Device, precision: Precision)
     from torch._inductor import config
 
     torch._dynamo.reset()
-    with warnings.catch_warnings(), config.patch(freezing=True, cpp_wrapper=False):
+    # The graph is captured by whoever times the call, so torch's compiler is not to capture one; and convolutions are
+    # cuDNN's, since trying Triton's takes minutes for each layer.
+    mode = None if device.kind == "cpu" else "max-autotune-no-cudagraphs"
+    settings = {"freezing": True, "cpp_wrapper": False, "max_autotune_conv_backends": "ATEN"}
+    with warnings.catch_warnings(), config.patch(settings):
         warnings.simplefilter("ignore")
-        compiled = torch.compile(model)
+        compiled = torch.compile(model, mode=mode)
         try:
             run = _no_grad(compiled, x, device, precision)
             run()
