@@ -209,7 +209,7 @@ def _slabs(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[Spa
 # -- the model ------------------------------------------------------------------------------------------
 LAUNCH, WAVE, SPLIT = 600.0, 1650.0, 3500.0
 """Cycles: of any call, of each wave of blocks but the first, of the sums' way through a cluster.  These and the rates
-below were fitted to 535 configurations of 28 layers on an H100: 23% off (root mean square of the logarithm)."""
+below were fitted to configurations of 28 layers on an H100, which they miss by a fifth or so."""
 ISSUE, WAITING, L1 = 2.7, 7.6, 0.2
 """Cycles for an instruction: of a scheduler for each of its warps; of a warp for each of its own, since instructions
 arrive later than they could be issued; for 128 bytes of L1."""
