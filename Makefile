@@ -34,7 +34,7 @@ figures: $(STAMP)  ## README's table and pictures, from committed records
 	$(BIN)/python tools/figures.py
 
 kernels: $(STAMP)  ## compile every CUDA kernel for every architecture (long): registers, spills, seconds; needs no GPU
-	$(BIN)/python -m tools.kernels --suites benchmarks/suites/fig10.toml benchmarks/suites/squares.toml benchmarks/suites/conv3x3.toml
+	$(BIN)/python -m tools.kernels --suites $(addprefix benchmarks/suites/,$(addsuffix .toml,fig10 fig11 squares conv3x3 depthwise networks_cuda))
 
 sanitize: $(STAMP)  ## every kernel under compute-sanitizer, on a machine with an NVIDIA GPU
 	$(BIN)/python tools/sanitize.py

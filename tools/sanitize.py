@@ -23,8 +23,10 @@ WORK, WITHOUT_COPIES = "work", "work-without-copies"
 """With sparsert's slabs, which it proposes for large layers only, and without them, for racecheck: that counts what the
 copy engine writes as written by the thread that asked, and does not see that others wait for its bytes at a barrier, so
 that every such pipeline is an error (FlashAttention 2.8.3, AI/RACECHECK_TMA_HAZARD.md, has it down to a few lines)."""
-KINDS = "kinds of sparsert"
-"""Not what a method proposes, but every kind of SparseRT's configurations."""
+KINDS = "kinds of "
+"""Not what a method proposes for small layers, but every kind of its configurations (``tests/methods/kinds.py``)."""
+BARRIERS = ("sparsert", "slab", "escort")
+"""Methods that have barriers in memory."""
 OWN: dict[str, Callable[[Any], bool]] = {"dense": lambda config: config.library == "triton"}
 """Of methods that call libraries, which configurations are kernels of ours."""
 FAULTS = {"write_behind": "memcheck", "race": "racecheck"}
@@ -53,15 +55,14 @@ def methods() -> tuple[str, ...]:
 
 
 def work(name: str, copies: bool) -> None:
-    """A few configurations of a method, on small layers with every kind of epilogue; ``copies``: slabs too."""
+    """A few configurations of a method, on small layers with every kind of epilogue, or of each kind one; ``copies``:
+    SparseRT's slabs too."""
     import torch
 
     from contract.cases import on, rounded_often, some
     from contract.cases import work as layer
     from contract.shapes import SHAPES as ALL
-    from methods.jobs import Job
-    from methods.test_sparsert import sparse
-    from methods.test_sparsert_gpu import KINDS as CONFIGS
+    from methods.kinds import KINDS as KINDS_OF
     from zeroskip.core.device import cuda
     from zeroskip.core.errors import Unsupported
     from zeroskip.core.graph import Segment
@@ -69,7 +70,6 @@ def work(name: str, copies: bool) -> None:
     from zeroskip.core.method import AnyMethod, Candidate, Parameters
     from zeroskip.measure.bound import Case, Oracle, Stage, bind, check
     from zeroskip.methods import registry
-    from zeroskip.methods.sparsert.method import METHOD as SPARSERT
 
     device, ran = cuda(), 0
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
@@ -92,7 +92,7 @@ def work(name: str, copies: bool) -> None:
         ]
         works += [layer(ALL[shape], residual="after", precision="bf16") for shape in ("1x1", "3x3", "depthwise")]
         works += [layer(ConvShape(1, 64, 14, 14, 96, 1, 1)), layer(ConvShape(9, 300, 1, 1, 31, 1, 1), linear=True)]
-        for one in works if name != KINDS else ():
+        for one in works if not name.startswith(KINDS) else ():
             method = registry()[name]
             try:
                 (segment,) = method.claim(one.program.graph, one.program.layers(), "layer", device)
@@ -100,10 +100,10 @@ def work(name: str, copies: bool) -> None:
                 continue
             found = [item for item in method.configs(segment, device) if name not in OWN or OWN[name](item.config)]
             ran += run(method, segment, one.parameters, some(found, 3))
-        for shape, config in CONFIGS.values() if name == KINDS else ():
-            if copies or not config.slab:
-                job = Job.of(shape, precision="fp16" if config.terms else "fp32", weight=sparse(shape), device="cuda")
-                ran += run(SPARSERT, job.segment, job.parameters, [SPARSERT.candidate(job.segment, config)])
+        for kind in KINDS_OF[name.removeprefix(KINDS)].values() if name.startswith(KINDS) else ():
+            if kind.watched and (copies or kind.method != "sparsert" or not kind.config.slab):
+                job = kind.job()
+                ran += run(registry()[kind.method], job.segment, job.parameters, [kind.candidate(job)])
     torch.cuda.synchronize()
     print(f"{ran} launches checked")
 
@@ -127,8 +127,8 @@ def under(tool: str, *arguments: str) -> tuple[int, str]:
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "0"]
     if tool == "memcheck":
         command += ["--report-api-errors", "no"]  # cuda.core asks for parameters until the driver refuses
-    if tool == "synccheck":
-        command += ["--num-cuda-barriers", "65536"]  # sparsert's, of all blocks; the tool gives up beyond its limit
+    if tool == "synccheck" and arguments[-1].endswith(BARRIERS):
+        command += ["--num-cuda-barriers", "65536"]  # of all blocks; the tool gives up beyond its limit
     started = time.perf_counter()
     done = subprocess.run(
         [*command, sys.executable, __file__, *arguments],
@@ -152,7 +152,9 @@ def main() -> None:
     if sys.argv[1:2] == ["fault"]:
         return fault(sys.argv[2])
     lines, bad = [], False
-    names = (KINDS, *methods())  # the longest first
+    from methods.kinds import KINDS as KINDS_OF
+
+    names = (*(KINDS + name for name in KINDS_OF), *methods())  # the longest first
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         works = {
             (tool, name): pool.submit(under, tool, WITHOUT_COPIES if tool == "racecheck" else WORK, name)
