@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from zeroskip.core.record import Record
-from zeroskip.report import accuracy_tables, networks, plots, products, rivals
+from zeroskip.report import accuracy_tables, columns, networks, plots, products, rivals
 from zeroskip.report.accuracy import paretos, read_trained, treatments
+from zeroskip.report.columns import BATCHES, images
 from zeroskip.report.figures import bars
 from zeroskip.report.products import Products
 from zeroskip.report.records import RecordFile, read
@@ -114,46 +115,12 @@ def machine(gpu: str, facts: dict[str, Any]) -> str:
     )
 
 
-def tensor_cores(found: Products) -> list[str]:
-    """Where they win, in words."""
-    facts = {"mask": "random", "batch": 1, "cache": "warm", "density": 0.1}
-    shapes = found.of(precision="fp32", **facts)
-    every = products.searched(found.of(**facts))
-    what = "the fastest of cuBLAS, cublasLt and Triton" if every else "cuBLAS"
-    lines = []
-    for column, ours in (("tf32", "fp32"), ("fp16", "fp16")):
-        dense = [found.one(name=item.case["name"], precision=column, **facts) for item in shapes]
-        pairs = [
-            (
-                products.vendor_us(one) if every else products.us(one, "cublas"),
-                products.best_us(found.one(name=item.case["name"], precision=ours, **facts)),
-            )
-            for item, one in zip(shapes, dense, strict=True)
-        ]
-        known = [(dense, sparse) for dense, sparse in pairs if dense and sparse]
-        if known:
-            won = sum(dense < sparse for dense, sparse in known)
-            lines.append(
-                f"{what} in {column.replace('tf', 'TF')} is faster than our best {ours} on {won} of {len(known)} shapes"
-            )
-    text = "; ".join(lines)
-    return ["", f"{text[0].upper() if every else text[0]}{text[1:]}."] if lines else []
-
-
 RIVALS = (
     "The fastest dense of each column with its method: cuBLAS, cublasLt with a search of its algorithms, Triton with a "
     "search of its blocks (for 3x3 layers cuDNN with search), without bias and ReLU where that is faster; ours always "
     "with. Floor of dense: all its products at the column's measured peak (in fp32, as three TF32 products), or its "
     "bytes. A time of ours below it no dense kernel can reach; elsewhere dense loses to latency."
 )
-
-
-BATCHES = (1, 8, 32)
-
-
-def images(batch: int) -> str:
-    """In a title."""
-    return "one image" if batch == 1 else f"{batch} images"
 
 
 def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tuple[str, products.Table, str]]:
@@ -249,7 +216,11 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
     if found.all:
         title = "Nine pointwise layers at 90% zeros, batch 1, warm L2"
         drawn = plots.columns(found, drawing("columns"), title)
-        short["columns"] = [machine(gpu, suites["fig10"][1]), *picture(drawn, "columns", title), *tensor_cores(found)]
+        short["columns"] = [
+            machine(gpu, suites["fig10"][1]),
+            *picture(drawn, "columns", title),
+            *columns.tensor_cores(found, compared["squares"]),
+        ]
         text = (
             'Ours with bias and ReLU, cuBLAS without unless it says so. "Best dense fp32" is the best of cuDNN, cuBLAS '
             "and a product of three TF32 products, bias and ReLU included."
@@ -270,8 +241,8 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
             "it ran on an H100 before there were records here."
         )
         section("Against Sputnik's own code", rivals.sputnik_table(found), text)
-        text = "Our fastest in fp32 over our fastest in fp16 (sums in fp32). Wanted where bytes dominate: 1.3x."
-        section("What half the bytes gain, by images and cache", rivals.halves_table(found), text)
+        text = columns.halves_said(found)
+        section("What half the bytes gain, by images and cache", columns.halves_table(found), text)
     for title, table, text in against_dense(compared, peaks):
         section(title, table, *([text] if text else []))
     found = compared["fig11"]

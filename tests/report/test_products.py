@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from report import gpu_records as made
-from zeroskip.report import networks, plots, rivals
+from zeroskip.report import columns, networks, plots, rivals
 from zeroskip.report.networks import networks_table
 from zeroskip.report.products import (
     VENDOR_DENSE,
@@ -182,10 +182,22 @@ def test_sputnik_s_own_code_is_held_against_ours_by_what_cublas_took() -> None:
 
 
 def test_half_the_bytes_are_held_against_all() -> None:
-    table = rivals.halves_table(products(made.searched_figure_10()))
+    table = columns.halves_table(products(made.searched_figure_10()))
     assert [row[0] for row in table.rows] == list(made.SHAPES)
     assert (cells(table)["1, warm"], cells(table)["1, cold"], cells(table)["8, warm"]) == ("4.00x", "4.00x", "")
-    assert rivals.halves_table(Products([])).rows == ()
+    assert columns.halves_table(Products([])).rows == ()
+
+
+def test_it_is_said_where_bytes_dominate_and_what_half_of_them_gain_there() -> None:
+    def floors(share: float) -> Products:
+        file = made.searched_figure_10()
+        found = [replace(one, floor_us=share * one.times.median_us) for one in file.records if one.times is not None]
+        return products(replace(file, records=tuple(found)))
+
+    assert cells(columns.halves_table(floors(0.6)))["1, warm"] == "**4.00x**"
+    assert "4 of 4 reach it, 4.00x" in columns.halves_said(floors(0.6))
+    assert "bold" not in columns.halves_said(floors(0.4))
+    assert "bold" not in columns.halves_said(Products([]))
 
 
 def test_variants_are_listed_with_the_fastest_first() -> None:
@@ -365,7 +377,7 @@ def test_the_tool_writes_what_there_is(tool: ModuleType, tmp_path: Path) -> None
         "Sputnik without",
     ):
         assert title in page
-    assert "cuBLAS in TF32 is faster than our best fp32 on 2 of 2 shapes" in text
+    assert "cuBLAS is faster in TF32 than our best fp32 on 2 of 2 layers with one image" in text
     assert "NVIDIA H100" in text
     assert "MobileNetV1, batch 1 | fp32 |" in text
     assert text.startswith("before\n")
@@ -394,7 +406,10 @@ def test_the_fastest_dense_is_shown_once_more_than_cublas_was_measured(tool: Mod
     ):
         assert f"## {title}" in page
     assert "batch 32, warm" not in page
-    assert "The fastest of cuBLAS, cublasLt and Triton in TF32 is faster than our best fp32 on 2 of 2 shapes" in text
+    assert (
+        "The fastest of cuBLAS, cublasLt and Triton is faster in TF32 than our best fp32 on 2 of 2 layers with one"
+        in text
+    )
 
 
 def test_a_readme_without_marks_is_left_alone(

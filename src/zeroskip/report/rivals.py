@@ -275,21 +275,6 @@ def sputnik_table(products: Products) -> Table:
     return Table(("M,K,N", "Sputnik's own code", *kinds), tuple(rows), frozenset({1, 2, 3}))
 
 
-def halves_table(products: Products) -> Table:
-    """How many times faster ours is in fp16 than in fp32, by batch and cache."""
-    settings = [(batch, cache) for batch in (1, 8, 32) for cache in ("warm", "cold")]
-    rows = []
-    for item in products.of(precision="fp32", cache="warm", **NINE):
-        name = str(item.case["name"])
-        same = [{"name": name, **NINE, "batch": batch, "cache": cache} for batch, cache in settings]
-        single, half = ([_us(best(products.one(precision=one, **each))) for each in same] for one in ("fp32", "fp16"))
-        gains = [ratio(*pair) for pair in zip(single, half, strict=True)]
-        if any(gains):
-            rows.append((name, *(ratio_cell(gain) for gain in gains)))
-    head = ("M,K,N", *(f"{batch}, {cache}" for batch, cache in settings))
-    return Table(head, tuple(rows), frozenset(range(1, len(head))))
-
-
 def goals_table(suites: Mapping[str, Products], peaks: Peaks) -> Table:
     """What was wanted, what there is, which method it was, why not dense and why not less time.
 
