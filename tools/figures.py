@@ -271,7 +271,7 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
             table = rivals.times_table(compared[suite], lambda method: method != "cublas", cache="warm", batch=batch)
             section(f"{title}, {images(batch)}, warm", table, text)
     for suite, title, text in VARIANTS:
-        for batch in BATCHES:
+        for batch in sorted({item.case["batch"] for item in compared[suite].all}):
             table = rivals.variants_table(compared[suite], cache="warm", batch=batch)
             section(f"{title}, {images(batch)}, warm", table, text)
     comparisons, facts = suites["networks_cuda"]

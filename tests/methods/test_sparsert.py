@@ -177,7 +177,6 @@ def test_an_image_that_its_code_does_not_reach_is_refused() -> None:
         {"slab": 6, "mates": 4},
         {"slab": 8, "groups": 2},
         {"slab": 8, "split": 2},
-        {"slab": 8, "walk": 2},
         {"slab": 8, "pieces": 2},
         {"slab": 8, "halo": True},
         {"mates": 2},
@@ -356,6 +355,9 @@ FITTING = {
     "slabs of vectors": (SMALL, replace(BASE, vector=2, slab=16, stages=2, mates=2)),
     "strips": (STRIPS, replace(BASE, slab=16, stages=2)),
     "strips of mates": (STRIPS, replace(BASE, rows=6, warps=2, stack=2, slab=32, stages=2, mates=2)),
+    "slabs that walk": (replace(SMALL, n=10), replace(BASE, slab=8, stages=2, walk=2)),
+    "slabs of mates that walk": (replace(SMALL, n=10), replace(BASE, rows=2, slab=4, stages=2, mates=4, walk=2)),
+    "strips that walk": (STRIPS, replace(BASE, warps=2, slab=4, stages=1, mates=2, walk=2)),
     "strips of many channels": (replace(STRIPS, n=1), replace(BASE, vector=2, warps=2, slab=64, stages=1)),
 }
 
@@ -449,7 +451,7 @@ def slab_jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
     """A layer whose x comes in slabs."""
     mates = draw(st.sampled_from([1, 2, 4]))
     slab = mates * draw(st.sampled_from([1, 2, 4, 6]))
-    n, c, k = draw(st.integers(1, 4)), slab * draw(st.integers(1, 5)), draw(st.integers(1, 24))
+    n, c, k = draw(st.integers(1, 4)), slab * draw(st.integers(1, 8)), draw(st.integers(1, 24))
     h, w = draw(st.sampled_from([(1, 4), (2, 2), (3, 4), (4, 8), (1, 12), (8, 16)]))
     shape = ConvShape(n, c, h, w, k, 1, 1)
     job = any_job(draw, shape)
@@ -459,6 +461,7 @@ def slab_jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
         "warps": draw(st.integers(1, 3)),
         "stack": draw(st.integers(1, 3)),
         "stages": draw(st.integers(1, 4)),
+        "walk": draw(st.sampled_from([0, 0, 1, 2])),
     }
     try:
         config = SparseRTConfig(**tile, slab=slab, mates=mates, registers=120)
@@ -657,13 +660,15 @@ def test_the_text_depends_on_nothing_else() -> None:
         ("[%r14+128]", "[%r14+0]", "copies over one"),
         ("[%r14+128]", "[%r14+136]", "no multiple of 16"),
         ("[%r4+16], 2", "[%r4+16], 3", "never come"),
+        # For the slabs of another tile: does not wait.
+        ("bra FRESH_1;", "bra FRESH_1;\nbra FRESH_1;", "was not waited for|never come|more arrivals"),
     ],
 )
 def test_slabs_that_would_race_are_found(right: str, wrong: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, config = (
-        Job.of(SMALL, weight=sparse(SMALL, 0.5)),
-        SparseRTConfig(5, stack=2, warps=1, slab=8, stages=2, mates=2),
-    )
+    shape, config = SMALL, SparseRTConfig(5, stack=2, warps=1, slab=8, stages=2, mates=2)
+    if "FRESH" in right:
+        shape, config = replace(SMALL, n=10), replace(config, walk=2)
+    job = Job.of(shape, weight=sparse(shape, 0.5))
     written = text(job, config)
     assert right in written
     monkeypatch.setattr(cuda, "build", lambda packed, device: written.replace(right, wrong).encode())
@@ -680,7 +685,8 @@ def test_slabs_that_would_race_are_found(right: str, wrong: str, words: str, mon
 @pytest.mark.parametrize("seed", range(20))
 def test_slabs_do_not_depend_on_the_order_of_threads(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "SEED", seed)
-    for shape, config in (FITTING["slabs of mates"], FITTING["strips of mates"]):
+    for kind in ("slabs of mates", "strips of mates", "slabs of mates that walk", "strips that walk"):
+        shape, config = FITTING[kind]
         assert share(Job.of(shape, weight=sparse(shape)), config) <= 1
 
 
@@ -701,7 +707,9 @@ def _assembled() -> Iterator[tuple[str, ConvShape, Epilogue, Precision, SparseRT
     yield "border, halves", same, relu, "fp16", SparseRTConfig(16, warps=4, split=4, registers=88)
     yield "halo", same, added, "fp32", SparseRTConfig(32, warps=4, split=2, halo=True, registers=88)
     yield "slabs", flat, added, "fp16", SparseRTConfig(16, warps=7, slab=16, stages=2, registers=80)
-    yield "slabs of mates", flat, relu, "fp32", SparseRTConfig(32, warps=7, slab=16, stages=2, mates=2, registers=88)
+    mates = SparseRTConfig(32, warps=7, slab=16, stages=2, mates=2, registers=88)
+    yield "slabs of mates", flat, relu, "fp32", mates
+    yield "slabs of mates that walk", replace(flat, n=4), relu, "fp32", replace(mates, walk=2)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100"])

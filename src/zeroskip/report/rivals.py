@@ -218,7 +218,7 @@ GOALS = (
         70.0,
         40.0,
         {
-            "sparsert": "8 MB of instructions to every multiprocessor, 0.5 GB of x from L2 at 3/4 of its rate",
+            "sparsert": "each multiprocessor takes 0.27 MB of instructions and 4.2 MB of x from L2, 3/4 of its rate",
             "slab": "shared memory gives 32 floats a cycle, a quarter of the multiply-adds: 116 us",
         },
     ),
@@ -229,7 +229,7 @@ GOALS = (
         4.5,
         3.0,
         {
-            "sparsert": "0.85 MB of instructions, which arrive slower than they execute",
+            "sparsert": "0.85 MB of multiply-adds and nearly as many loads, which arrive slower than they execute",
             "escort": "2.0 us of loads from shared memory, and 2.7 for launch, the first slab and the last store",
         },
         ("fp32", "fp16"),

@@ -94,8 +94,8 @@ class SparseRTConfig:
             raise ValueError(f"a block would need {self.exchange_bytes} bytes of shared memory: {self}")
         if self.slab < 0 or self.stages < 1 or self.mates not in (1, 2, 4, 8) or self.slab % self.mates:
             raise ValueError(f"mates are 1, 2, 4 or 8 and share the channels of a slab, got {self}")
-        if self.slab and (self.parts > 1 or self.walk or self.halo or self.pieces > 1):
-            raise ValueError(f"x comes in slabs to whole row groups of one tile and one piece: {self}")
+        if self.slab and (self.parts > 1 or self.halo or self.pieces > 1):
+            raise ValueError(f"x comes in slabs to whole row groups and one piece of pixels: {self}")
         if not self.slab and (self.stages, self.mates) != (1, 1):
             raise ValueError(f"stages and mates are for x in slabs, got {self}")
 
@@ -258,6 +258,9 @@ def _check_slabs(layer: Layer, config: SparseRTConfig) -> None:
         raise ValueError(f"{shape.n} images of {plane} pixels are no multiple of {span}: {config}")
     if shape.c % config.slab:
         raise ValueError(f"{shape.c} channels are no multiple of {config.slab}: {config}")
+    if config.walk and shape.c % (2 * config.stages * config.slab):
+        # So that the barriers of a stage stand at every tile as at the first.
+        raise ValueError(f"blocks that walk take an even number of slabs to each stage: {config}")
     copied = span if plane > span else plane * (config.slab // config.mates)
     if copied * item % 16 or (plane > span and plane * item % 16):
         raise ValueError(f"what is copied of an image of {plane} pixels is no multiple of 16 bytes: {config}")

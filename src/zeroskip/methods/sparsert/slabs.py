@@ -11,7 +11,9 @@ slab, which the engine writes to all of them, so that x leaves L2 once for the c
 all mates are done with it; bytes that come before a block has said how many it expects are counted all the same.
 
 In memory a slab is: image of the tile, channel, pixel of the image; or, of a tile within one image, channel, pixel.
-Nobody has to wait at the end: whatever comes to a block, or arrives at its barriers, is waited for there.
+Where blocks walk, the slabs of the next tile follow those of the last in the same stages, whose barriers had an even
+number of turns: what is asked for first waits for the last tile's, but for the first tile.  Nobody has to wait at the
+end: whatever comes to a block is waited for there, and so is what arrives from its mates.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class _Copy:
 
 @dataclass(frozen=True)
 class Slabs:
-    """Bytes of an element, between channels of x (``plane``) and of a slab (``pitch``); images of a tile; slabs."""
+    """Bytes of an element, between channels of x (``plane``) and of a slab (``pitch``); images of a tile; slabs of a
+    tile; tiles."""
 
     config: SparseRTConfig
     item: int
@@ -50,13 +53,15 @@ class Slabs:
     pitch: int
     images: int
     count: int
+    tiles: int
 
     @staticmethod
     def of(layer: Layer, config: SparseRTConfig) -> Slabs:
         shape, span, item = layer.shape, config.span(layer.shape), PRECISION_BYTES[layer.precision]
         plane = shape.p * shape.q
         images = max(1, span // plane)
-        return Slabs(config, item, plane * item, span // images * item, images, shape.c // config.slab)
+        count, tiles = shape.c // config.slab, config.tiles(shape)
+        return Slabs(config, item, plane * item, span // images * item, images, count, tiles)
 
     @property
     def image(self) -> int:
@@ -109,16 +114,19 @@ class Slabs:
 
     def leave(self, body: Body, base: str, slab: int, first: str) -> None:
         """All loads of a slab were made, by the whole warp; ``first``: predicate of one of its lanes."""
-        if slab + self.config.stages < self.count:  # another comes to its stage
+        if self.config.walk or slab + self.config.stages < self.count:  # another comes to its stage
             body.put("bar.warp.sync 0xFFFFFFFF")
             body.put(f"@{first} mbarrier.arrive.shared::cta.b64 _, [{self.barrier(base, READ, slab)}]")
 
     # -- the warp that asks -----------------------------------------------------------------------------
     def bring(self, body: Body, x: str, x_image: str, tile: str, rank: str, lane: str) -> None:
         """Ask for every slab.  ``rank``: of the block among its mates; the other registers as in ``function.py``."""
-        config = self.config
+        config, fresh = self.config, ""
         base = body.to("r", "mov.u32", "sums")
         first = body.to("p", "setp.eq.u32", f"{lane}, 0")
+        if config.walk:
+            body.label("ASK_NEXT")
+            fresh = body.to("p", "setp.eq.u32", f"{tile}, {body.to('r', 'mov.u32', '%ctaid.x')}")
         copies = list(self._copies(body, base, x, x_image, tile, rank, lane, first))
         how, mates, everywhere = COPY, "", list[str]()
         if config.mates > 1:
@@ -128,15 +136,22 @@ class Slabs:
         for slab in range(self.count):
             if slab >= config.stages:
                 self._again(body, base, everywhere, slab, first)
+            elif config.walk:
+                body.put(f"@{fresh} bra FRESH_{slab}")
+                self._again(body, base, everywhere, slab, first)
+                body.label(f"FRESH_{slab}")
             full = self.barrier(base, FULL, slab)
             body.put(f"@{first} mbarrier.arrive.expect_tx.shared::cta.b64 _, [{full}], {self.size}")
             for copy in copies:
                 to = f"{copy.to}+{self.stage(slab) + copy.to_offset}"
                 source = f"{copy.source}+{slab * config.slab * self.plane + copy.source_offset}"
                 body.put(f"@{copy.guard} {how} [{to}], [{source}], {copy.size}, [{full}]{mates}")
+        if config.walk:
+            body.put(f"add.u32 {tile}, {tile}, {config.walk}")
+            body.put(f"@{body.to('p', 'setp.lt.u32', f'{tile}, {self.tiles}')} bra ASK_NEXT")
 
     def _again(self, body: Body, base: str, everywhere: list[str], slab: int, first: str) -> None:
-        """Wait until what was in the stage of a slab was read, here and by the mates."""
+        """Wait until what was in the stage of a slab was read, here and by the mates: of this tile or the last."""
         before = slab - self.config.stages
         body.wait(self.barrier(base, READ, before), self.parity(before), f"READ_{slab}", f"READ_{slab}_OVER", "cta")
         for mate in everywhere:
