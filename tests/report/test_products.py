@@ -212,6 +212,7 @@ def test_goals_name_what_is_reached_and_who_won() -> None:
         "fig10": products(made.searched_figure_10()),
         "squares": products(made.square_products()),
         "conv3x3": products(made.convolutions()),
+        "sparsert_halves": Products([]),
     }
     table = rivals.goals_table(suites, PEAKS)
     assert len(table.rows) == 3 + 1 + 1 + 2
@@ -233,6 +234,11 @@ def test_goals_name_what_is_reached_and_who_won() -> None:
     assert (fp16[""], fp16["warm"], fp16["why not dense"]) == ("256,256,3x3 @14, fp16, us", "10.00", "dense is faster")
     nothing = {name: Products([]) for name in suites}
     assert rivals.goals_table(nothing, PEAKS).rows == ()
+    halves = products(made.float16_sums())
+    with_sums = rivals.goals_table(suites | {"sparsert_halves": halves}, PEAKS)
+    assert cells(with_sums, 3)[""] == "the same, SparseRT with products added in float16 (1 of 2 layers)"
+    before, after = (float(cells(with_sums, row)["warm"].rstrip("x")) for row in (2, 3))
+    assert after == pytest.approx(before * 2**0.5, rel=0.01)
 
 
 def test_3x3_layers_have_their_zeros_counted() -> None:
