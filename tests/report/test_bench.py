@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from report import processes
 from report.fakes import L2_BYTES, Clock, FakeGpu, fake_gpu, gpu
 from zeroskip.core.cost import Cost
 from zeroskip.core.device import Device, cpu
@@ -460,6 +462,34 @@ def test_a_gpu_that_no_longer_answers_ends_the_run_after_its_record(
     assert cases(suite)[2:] == [("b", "warm", "LAUNCH_ERROR"), ("b", "cold", "LAUNCH_ERROR")]
     dead[0] = False
     assert run(suite, "rest.jsonl", resume=suite.parent / "r.jsonl") == 1
+
+
+def test_processes_measure_side_by_side_and_one_writes(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_outcome_of", processes.measured)
+    assert run(suite, processes=2) == 3
+    found = read(suite.parent / "r.jsonl").records
+    assert sorted(record.case["name"] for record in found) == ["a", "a", "b", "b", "c"]
+    assert {record.suite for record in found} == {"s"}
+    ours = {int(record.setup["process"]) for record in found}
+    assert len(ours) == 2
+    assert os.getpid() not in ours
+    assert run(suite, "none.jsonl", resume=suite.parent / "r.jsonl", processes=2) == 0
+
+
+@pytest.mark.parametrize(("outcome", "words"), [("gone", "--resume"), ("unanswered", "does not answer")])
+def test_a_process_that_cannot_go_on_ends_the_run(
+    suite: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, words: str
+) -> None:
+    monkeypatch.setattr(bench, "_outcome_of", getattr(processes, outcome))
+    with pytest.raises(ZeroskipError, match=words):
+        run(suite, processes=2)
+    assert len(cases(suite)) == (0 if outcome == "gone" else 2)
+
+
+def test_cases_of_a_cpu_have_it_for_themselves(suite: Path) -> None:
+    suite.write_text('case = [{ name = "l", kind = "load", model = "resnet18" }]\n')
+    with pytest.raises(ZeroskipError, match="disturb each other"):
+        run(suite, processes=2)
 
 
 def test_a_layer_of_the_cpu_is_measured_as_before() -> None:

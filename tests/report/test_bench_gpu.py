@@ -28,7 +28,7 @@ methods = ["dense"], baselines = ["cudnn", "cudnn_epilogue"], precision = ["fp32
 def test_a_suite_runs_and_every_method_is_right_or_refuses(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SUITE)
     with Writer(tmp_path / "r.jsonl") as writer:
-        assert run_suite(tmp_path / "small.toml", writer) == 10
+        assert run_suite(tmp_path / "small.toml", writer, processes=3) == 10
     file = read(tmp_path / "r.jsonl")
     for record in file.records:
         assert record.status in ("OK", "UNSUPPORTED"), (record.case, record.method, record.status, record.reason)

@@ -18,6 +18,9 @@ def bench(
     to: Annotated[Path, typer.Option("--out", help="Append the records here, as JSON lines.")] = Path("results.jsonl"),
     budget: Annotated[float | None, typer.Option(min=0, help="Stop cleanly after this many seconds.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Skip the cases that these results hold.")] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="So many cases of a GPU at once: built side by side, measured in turns.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure a suite of cases.
@@ -31,7 +34,7 @@ def bench(
 
     with progress(f"measuring {suite.name}") as bar, Writer(to) as writer:
         shown = _bar(bar) if sys.stderr.isatty() else _lines(time.perf_counter())
-        run_suite(suite, writer, budget_seconds=budget, resume=resume, progress=shown)
+        run_suite(suite, writer, budget, resume, shown, processes)
     results = read(to)
     if as_json:
         out_json(to_json(results))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,7 @@ def run_suite(
     budget_seconds: float | None = None,
     resume: Path | None = None,
     progress: Progress = silent,
+    processes: int = 1,
 ) -> int:
     """Run the cases of the suite at ``path`` and write their records.
 
@@ -46,40 +52,103 @@ def run_suite(
     Args:
         budget_seconds: start no further case that would end beyond this if it took as long as the longest so far.
         resume: a results file; its cases that were measured with the same sources are skipped.
+        processes: so many cases of a GPU at once, each in a process of its own: they build side by side and take turns
+            on the GPU (``measure/turns.py``).
 
     Returns:
         The number of cases run.
 
     Raises:
-        ZeroskipError: a kernel has made the GPU unusable for this process; the records so far are written.
+        ZeroskipError: a kernel has made the GPU unusable for its process, or there are cases of a CPU for several
+            processes; the records so far are written.
     """
     suite = read_suite(path)
+    if processes > 1 and any(case.device == "cpu" for case in suite.cases):
+        raise ZeroskipError(f"{path.name} has cases of the CPU, which would disturb each other: use one process")
     known = _known(resume) if resume else {}
     started, longest, done = time.perf_counter(), 0.0, 0
     environments: dict[Device, dict[str, Any]] = {}
-    for index, case in enumerate(suite.cases):
-        progress(index, len(suite.cases), _title(case))
-        here = devices.cuda() if case.device == "cuda" else devices.cpu(case.threads)
-        if missing := missing_data(case):
-            progress(index, len(suite.cases), f"{_title(case)}: {LEFT_OUT} {missing}")
-            continue
-        if here not in environments:
-            environments[here] = environment(here)
-        facts = environments[here]
-        if all(_complete(case, known.get((json.dumps(one), facts["source"]))) for one in case.all_facts):
-            continue
-        begun = time.perf_counter()
-        if budget_seconds is not None and begun - started + longest > budget_seconds:
-            break
-        with torch_threads(case.threads if case.device == "cpu" else torch.get_num_threads()):
-            device = this_cpu(case.threads) if case.device == "cpu" else this_gpu()
-            writer.environment(facts | _peaks(device))
-            for record in _measured(case, device):
-                writer.record(replace(record, suite=suite.name, environment=facts["id"]))
-            _check_alive(case)
-        longest, done = max(longest, time.perf_counter() - begun), done + 1
+
+    def here(case: BenchCase) -> dict[str, Any]:
+        """The environment of a case, without peaks."""
+        device = devices.cuda() if case.device == "cuda" else devices.cpu(case.threads)
+        if device not in environments:
+            environments[device] = environment(device)
+        return environments[device]
+
+    def left() -> Iterator[tuple[int, BenchCase]]:
+        """Cases to run, said as they are begun."""
+        for index, case in enumerate(suite.cases):
+            progress(index, len(suite.cases), _title(case))
+            if missing := missing_data(case):
+                progress(index, len(suite.cases), f"{_title(case)}: {LEFT_OUT} {missing}")
+                continue
+            source = here(case)["source"]
+            if all(_complete(case, known.get((json.dumps(one), source))) for one in case.all_facts):
+                continue
+            if budget_seconds is not None and time.perf_counter() - started + longest > budget_seconds:
+                return
+            yield index, case
+
+    for outcome in _outcomes(path, left(), processes):
+        facts = here(outcome.case)
+        writer.environment(facts | _peaks(outcome.device))
+        for record in outcome.records:
+            writer.record(replace(record, suite=suite.name, environment=facts["id"]))
+        if outcome.dead:
+            raise ZeroskipError(outcome.dead)
+        longest, done = max(longest, outcome.seconds), done + 1
     progress(len(suite.cases), len(suite.cases), "")
     return done
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a case; ``dead``: why its process can measure nothing more."""
+
+    case: BenchCase
+    device: Device
+    records: list[Record]
+    seconds: float
+    dead: str
+
+
+def _outcomes(path: Path, left: Iterator[tuple[int, BenchCase]], processes: int) -> Iterator[Outcome]:
+    """As the cases end."""
+    if processes == 1:
+        for _, case in left:
+            yield _outcome(case, this_cpu(case.threads) if case.device == "cpu" else this_gpu())
+        return
+    running: set[Future[Outcome]] = set()
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        try:
+            while True:
+                for index, _ in itertools.islice(left, processes - len(running)):
+                    running.add(pool.submit(_outcome_of, path, index, this_gpu()))
+                if not running:
+                    return
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise ZeroskipError(
+                f"a process that measured for {path.name} is gone: run the rest with --resume"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _outcome_of(path: Path, index: int, device: Device) -> Outcome:
+    """In a process that was told nothing else."""
+    return _outcome(read_suite(path).cases[index], device)
+
+
+def _outcome(case: BenchCase, device: Device) -> Outcome:
+    begun = time.perf_counter()
+    with torch_threads(case.threads if case.device == "cpu" else torch.get_num_threads()):
+        records = _measured(case, device)
+    return Outcome(case, device, records, time.perf_counter() - begun, _dead(case))
 
 
 def _measured(case: BenchCase, device: Device) -> list[Record]:
@@ -96,18 +165,19 @@ def _measured(case: BenchCase, device: Device) -> list[Record]:
     return records
 
 
-def _check_alive(case: BenchCase) -> None:
-    """After an illegal access every further call of the process fails."""
+def _dead(case: BenchCase) -> str:
+    """After an illegal access every further call of the process fails: what to do then, or nothing."""
     if case.device == "cpu":
-        return
+        return ""
     try:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # what one case leaves behind is not the next one's lack of memory
     except RuntimeError as error:
-        raise ZeroskipError(
+        return (
             f"{case.name}: the GPU does not answer this process any more ({first_line(error)}): run the rest "
             "in a new one, with --resume"
-        ) from error
+        )
+    return ""
 
 
 def _title(case: BenchCase) -> str:
