@@ -44,8 +44,9 @@ WATCHED: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("fig10", "slab", {"name": "1024,1024,49", **NINE}),
     ("conv3x3", "sparsert", {"name": "256,256,3x3 @14", "mask": TRAINED, "batch": 1, "precision": "fp32"}),
     ("conv3x3", "escort", {"name": "256,256,3x3 @14", "mask": TRAINED, "batch": 1, "precision": "fp32"}),
+    ("escort_ablation", "escort:windows", {"name": "512,512,3x3 @28", "batch": 32, "precision": "fp32"}),
 )
-"""Suite, method and case of what the goals are about."""
+"""Suite, method and case of what the goals are about, or of what takes longer than its arithmetic says."""
 SECTIONS = (
     "SpeedOfLight",
     "MemoryWorkloadAnalysis",
@@ -74,7 +75,7 @@ def recorded(folder: Path, suite: str, method: str, facts: dict[str, Any]) -> Re
 def run(record: Record) -> None:
     """The configuration, checked, with the profiler on for the last run."""
     case = from_json(BenchCase, {name: value for name, value in record.case.items() if name != "cache"})
-    method, device = registry()[record.method], cuda()
+    method, device = registry()[record.method.partition(":")[0]], cuda()
     segment, parameters = layer_of(case)
     data = Case.random(segment, device=device.torch)
     candidate = method.candidate(segment, from_json(method.config_type, record.config))
