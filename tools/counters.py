@@ -55,6 +55,8 @@ SECTIONS = (
     "InstructionStats",
     "LaunchStats",
 )
+NAMES = ("Kernel Name", "Block Size", "Grid Size")
+"""What is kept of a kernel beside its counters."""
 RUNS = 3
 ONE = "--one"
 
@@ -95,7 +97,13 @@ def run(record: Record) -> None:
 def counted(record: Record) -> list[dict[str, list[str]]]:
     """Of each kernel of the last run: value and unit by the counter's name."""
     ncu = ["ncu", "--csv", "--page", "raw", "--profile-from-start", "off", "--cache-control", "none"]
-    ncu += ["--clock-control", "none", *(word for section in SECTIONS for word in ("--section", section))]
+    ncu += [
+        "--clock-control",
+        "none",
+        "--print-units",
+        "base",
+        *(word for section in SECTIONS for word in ("--section", section)),
+    ]
     done = subprocess.run(
         [*ncu, sys.executable, "-m", "tools.counters", ONE, json.dumps(to_json(record))],
         capture_output=True,
@@ -104,10 +112,14 @@ def counted(record: Record) -> list[dict[str, list[str]]]:
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
     if len(lines) < 3:
-        raise SystemExit(f"ncu counted nothing:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
+        raise RuntimeError(f"ncu counted nothing:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
     names, units, *rows = csv.reader(io.StringIO("\n".join(lines)))
     return [
-        {name: [value, unit] for name, unit, value in zip(names, units, row, strict=True) if "__" in name}
+        {
+            name: [value, unit]
+            for name, unit, value in zip(names, units, row, strict=True)
+            if "__" in name or name in NAMES
+        }
         for row in rows
     ]
 
@@ -126,9 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with turn(cuda()):
         for suite, method, facts in WATCHED:
             record = recorded(args.folder, suite, method, facts)
-            found.append({"case": record.case, "method": method, "config": record.config, "kernels": counted(record)})
-            print(f"{method}, {facts['name']}: {len(found[-1]['kernels'])} kernels", flush=True)
-    args.out.write_text(json.dumps({"environment": environment(cuda()), "counted": found}) + "\n")
+            try:
+                kernels = counted(record)
+            except RuntimeError as error:
+                print(f"{method}, {facts['name']}: {error}", flush=True)
+                continue
+            found.append({"case": record.case, "method": method, "config": record.config, "kernels": kernels})
+            args.out.write_text(json.dumps({"environment": environment(cuda()), "counted": found}) + "\n")
+            print(f"{method}, {facts['name']}: {len(kernels)} kernels", flush=True)
 
 
 if __name__ == "__main__":

@@ -241,8 +241,8 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
             "it ran on an H100 before there were records here."
         )
         section("Against Sputnik's own code", rivals.sputnik_table(found), text)
-        text = columns.halves_said(found)
-        section("What half the bytes gain, by images and cache", columns.halves_table(found), text)
+        text = columns.halves_said(found, peaks)
+        section("What half the bytes gain, by images and cache", columns.halves_table(found, peaks), text)
     for title, table, text in against_dense(compared, peaks):
         section(title, table, *([text] if text else []))
     found = compared["fig11"]

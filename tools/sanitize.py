@@ -20,9 +20,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 WORK, WITHOUT_COPIES = "work", "work-without-copies"
-"""With sparsert's slabs, which it proposes for large layers only, and without them, for racecheck: that counts what the
-copy engine writes as written by the thread that asked, and does not see that others wait for its bytes at a barrier, so
-that every such pipeline is an error (FlashAttention 2.8.3, AI/RACECHECK_TMA_HAZARD.md, has it down to a few lines)."""
+"""With kinds that bring x to several stages by the copy engine, and without them, for racecheck: that counts what the
+engine writes as written by the thread that asked, and does not see that others wait for its bytes at a barrier, so that
+every such pipeline is an error (FlashAttention 2.8.3, AI/RACECHECK_TMA_HAZARD.md, has it down to a few lines)."""
 KINDS = "kinds of "
 """Not what a method proposes for small layers, but every kind of its configurations (``tests/methods/kinds.py``)."""
 BARRIERS = ("sparsert", "slab", "escort")
@@ -56,13 +56,12 @@ def methods() -> tuple[str, ...]:
 
 def work(name: str, copies: bool) -> None:
     """A few configurations of a method, on small layers with every kind of epilogue, or of each kind one; ``copies``:
-    SparseRT's slabs too."""
+    kinds that the copy engine brings x to, too."""
     import torch
 
     from contract.cases import on, rounded_often, some
     from contract.cases import work as layer
     from contract.shapes import SHAPES as ALL
-    from methods.kinds import KINDS as KINDS_OF
     from zeroskip.core.device import cuda
     from zeroskip.core.errors import Unsupported
     from zeroskip.core.graph import Segment
@@ -100,10 +99,13 @@ def work(name: str, copies: bool) -> None:
                 continue
             found = [item for item in method.configs(segment, device) if name not in OWN or OWN[name](item.config)]
             ran += run(method, segment, one.parameters, some(found, 3))
-        for kind in KINDS_OF[name.removeprefix(KINDS)].values() if name.startswith(KINDS) else ():
-            if kind.watched and (copies or kind.method != "sparsert" or not kind.config.slab):
-                job = kind.job()
-                ran += run(registry()[kind.method], job.segment, job.parameters, [kind.candidate(job)])
+        if name.startswith(KINDS):
+            from methods.kinds import KINDS as KINDS_OF
+
+            for kind in KINDS_OF[name.removeprefix(KINDS)].values():
+                if kind.watched and (copies or not kind.copied):
+                    job = kind.job()
+                    ran += run(registry()[kind.method], job.segment, job.parameters, [kind.candidate(job)])
     torch.cuda.synchronize()
     print(f"{ran} launches checked")
 
@@ -171,7 +173,7 @@ def main() -> None:
             if found or ran is None:
                 bad = True
                 said.append(f"{tool}, {name}{'' if ran else ', which did not end'}:\n{text[-20000:]}")
-        without = ", without sparsert's slabs" if tool == "racecheck" else ""
+        without = ", without pipelines of the copy engine" if tool == "racecheck" else ""
         lines += [f"{tool}: {errors} errors, {launches} launches checked{without}", *said]
     for name, planted in faults.items():
         errors, _ = planted.result()

@@ -72,7 +72,11 @@ def stable(examples: int) -> settings:
         max_examples=examples,
         deadline=None,
         derandomize=True,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.filter_too_much,  # methods refuse what is not theirs
+            HealthCheck.function_scoped_fixture,
+        ],
     )
 
 

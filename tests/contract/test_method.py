@@ -88,7 +88,8 @@ def test_random_layers_are_within_the_bound(name: str, kind: str, data: st.DataO
     groups = draw(1, 40) if kind == "depthwise" else data.draw(st.sampled_from([1, 1, 1, 2, 4]))
     n, k = data.draw(st.sampled_from([1, 1, 2, 5])), draw(1, 2 if kind == "depthwise" else 9) * groups
     c = groups if kind == "depthwise" else draw(1, 12) * groups
-    h, w, stride = draw(1, 40), draw(1, 40), (draw(1, 3), draw(1, 3))
+    h, w = draw(1, 40), draw(1, 40)
+    stride = (1, 1) if data.draw(st.booleans()) else (draw(1, 3), draw(1, 3))
     r, s, padding, dilation = 1, 1, (0, 0), (1, 1)
     if kind != "1x1":
         r, s, padding, dilation = draw(1, 7), draw(1, 7), (draw(0, 3), draw(0, 3)), (draw(1, 2), draw(1, 2))

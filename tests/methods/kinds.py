@@ -38,6 +38,13 @@ class Kind:
     watched: bool = True
     """By compute-sanitizer, which takes seconds for each."""
 
+    @property
+    def copied(self) -> bool:
+        """Whether the copy engine brings x."""
+        return bool(self.method == "sparsert" and self.config.slab) or (
+            self.method == "slab" and self.config.mode in ("boxes", "runs")
+        )
+
     def job(self, device: str = "cuda") -> Job:
         return Job.of(self.shape, self.epilogue, self.precision, self.layer, self.weight, device)
 
@@ -65,6 +72,7 @@ SLABS = (
     ConvShape(1, 64, 15, 14, 48, 1, 1, (2, 2)),
     ConvShape(2, 24, 4, 5, 18, 1, 1, groups=3),
     ConvShape(1, 512, 14, 14, 512, 1, 1),
+    ConvShape(2, 256, 16, 16, 64, 1, 1),
     ConvShape(9, 256, 7, 7, 300, 1, 1),
 )
 
@@ -85,7 +93,7 @@ def _slab() -> Iterator[tuple[str, Kind]]:
             for found in SLAB.configs(Job.of(shape, TAIL, precision, weight=weight).segment, GPU):
                 one = found.config
                 key = (one.mode, one.split, one.mates, one.stages > 1)
-                way = (one.mode, one.split > 1, one.mates > 1, precision)
+                way = (one.mode, one.split > 1, one.mates > 1, one.stages > 1, precision)
                 if key not in seen:
                     name = f"{shape}, {precision}, {one.mode} split {one.split} mates {one.mates} stages {one.stages}"
                     yield name, Kind("slab", shape, one, weight, precision, watched=way not in ways)

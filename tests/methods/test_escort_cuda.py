@@ -120,7 +120,8 @@ def sampled() -> dict[str, Case]:
         every = [config for _, config in cuda.every_config(layer, GPU) if config.warps * config.split <= 16]
         likeliest = [config for _, config in cuda.configs(layer, GPU) if config.warps * config.split <= 16][:1]
         windows = [config for config in every if config.mode == "windows"]
-        for config in {*likeliest, draw.choice(every), *(draw.sample(windows, 1) if windows else ())}:
+        drawn = [*likeliest, draw.choice(every), *(draw.sample(windows, 1) if windows else ())]
+        for config in dict.fromkeys(drawn):
             found[f"{name}, {len(found)}"] = Case(shape, config)
         if len(found) % 3 == 0:
             found[f"{name}, {len(found)}"] = Case(shape, draw.choice(every), "fp16", AFTER)

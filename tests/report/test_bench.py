@@ -483,12 +483,15 @@ def test_a_process_that_cannot_go_on_ends_the_run(
     monkeypatch.setattr(bench, "_outcome_of", getattr(processes, outcome))
     with pytest.raises(ZeroskipError, match=words):
         run(suite, processes=2)
-    assert len(cases(suite)) == (0 if outcome == "gone" else 2)
+    assert len(cases(suite)) == (0 if outcome == "gone" else 4)  # what ran beside it is kept
 
 
-def test_cases_of_a_cpu_have_it_for_themselves(suite: Path) -> None:
-    suite.write_text('case = [{ name = "l", kind = "load", model = "resnet18" }]\n')
-    with pytest.raises(ZeroskipError, match="disturb each other"):
+@pytest.mark.parametrize(
+    "more", ['kind = "load", model = "resnet18"', 'kind = "model", model = "resnet18", device = "cuda"']
+)
+def test_what_others_would_disturb_is_measured_alone(suite: Path, more: str) -> None:
+    suite.write_text(f'case = [{{ name = "l", {more} }}]\n')
+    with pytest.raises(ZeroskipError, match="would disturb"):
         run(suite, processes=2)
 
 

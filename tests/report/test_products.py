@@ -182,10 +182,10 @@ def test_sputnik_s_own_code_is_held_against_ours_by_what_cublas_took() -> None:
 
 
 def test_half_the_bytes_are_held_against_all() -> None:
-    table = columns.halves_table(products(made.searched_figure_10()))
+    table = columns.halves_table(products(made.searched_figure_10()), PEAKS)
     assert [row[0] for row in table.rows] == list(made.SHAPES)
     assert (cells(table)["1, warm"], cells(table)["1, cold"], cells(table)["8, warm"]) == ("4.00x", "4.00x", "")
-    assert columns.halves_table(Products([])).rows == ()
+    assert columns.halves_table(Products([]), PEAKS).rows == ()
 
 
 def test_it_is_said_where_bytes_dominate_and_what_half_of_them_gain_there() -> None:
@@ -194,10 +194,10 @@ def test_it_is_said_where_bytes_dominate_and_what_half_of_them_gain_there() -> N
         found = [replace(one, floor_us=share * one.times.median_us) for one in file.records if one.times is not None]
         return products(replace(file, records=tuple(found)))
 
-    assert cells(columns.halves_table(floors(0.6)))["1, warm"] == "**4.00x**"
-    assert "4 of 4 reach it, 4.00x" in columns.halves_said(floors(0.6))
-    assert "bold" not in columns.halves_said(floors(0.4))
-    assert "bold" not in columns.halves_said(Products([]))
+    assert cells(columns.halves_table(floors(0.6), PEAKS))["1, warm"] == "**4.00x**"
+    assert "4 of 4 reach it, 4.00x" in columns.halves_said(floors(0.6), PEAKS)
+    assert "bold" not in columns.halves_said(floors(0.4), PEAKS)
+    assert "bold" not in columns.halves_said(Products([]), PEAKS)
 
 
 def test_variants_are_listed_with_the_fastest_first() -> None:

@@ -52,9 +52,11 @@ def turn(device: Device) -> Iterator[None]:
             yield
         finally:
             _held.inside, _held.file = False, None
-            _unlock(file)
-            if file is not None:
-                file.close()
+            try:
+                _unlock(file)
+            finally:
+                if file is not None:
+                    file.close()
 
 
 @contextmanager
@@ -93,8 +95,10 @@ def _lock(file: IO[bytes] | None) -> None:
 
 
 def _unlock(file: IO[bytes] | None) -> None:
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()  # what was enqueued is over
-        torch.cuda.empty_cache()  # what one process keeps for later is another's lack of memory
-    if file is not None:
-        fcntl.flock(file, fcntl.LOCK_UN)
+    try:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()  # what was enqueued is over
+            torch.cuda.empty_cache()  # what one process keeps for later is another's lack of memory
+    finally:  # also of a GPU that does not answer
+        if file is not None:
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -63,8 +63,11 @@ def run_suite(
             processes; the records so far are written.
     """
     suite = read_suite(path)
-    if processes > 1 and any(case.device == "cpu" for case in suite.cases):
-        raise ZeroskipError(f"{path.name} has cases of the CPU, which would disturb each other: use one process")
+    if processes > 1 and any(case.device == "cpu" or case.kind != "layer" for case in suite.cases):
+        raise ZeroskipError(
+            f"{path.name} has cases of the CPU, or networks, whose calls from Python are timed by the wall clock: others "
+            "would disturb them, use one process (tools/prebuild.py builds on all cores)"
+        )
     known = _known(resume) if resume else {}
     started, longest, done = time.perf_counter(), 0.0, 0
     environments: dict[Device, dict[str, Any]] = {}
@@ -95,8 +98,6 @@ def run_suite(
         writer.environment(facts | _peaks(outcome.device))
         for record in outcome.records:
             writer.record(replace(record, suite=suite.name, environment=facts["id"]))
-        if outcome.dead:
-            raise ZeroskipError(outcome.dead)
         longest, done = max(longest, outcome.seconds), done + 1
     progress(len(suite.cases), len(suite.cases), "")
     return done
@@ -114,29 +115,36 @@ class Outcome:
 
 
 def _outcomes(path: Path, left: Iterator[tuple[int, BenchCase]], processes: int) -> Iterator[Outcome]:
-    """As the cases end."""
+    """As the cases end.
+
+    Raises:
+        ZeroskipError: after the last one, if a process could not go on.
+    """
     if processes == 1:
         for _, case in left:
-            yield _outcome(case, this_cpu(case.threads) if case.device == "cpu" else this_gpu())
+            yield (found := _outcome(case, this_cpu(case.threads) if case.device == "cpu" else this_gpu()))
+            if found.dead:
+                raise ZeroskipError(found.dead)
         return
-    running: set[Future[Outcome]] = set()
+    running, dead = set[Future[Outcome]](), ""
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        try:
-            while True:
-                for index, _ in itertools.islice(left, processes - len(running)):
-                    running.add(pool.submit(_outcome_of, path, index, this_gpu()))
-                if not running:
-                    return
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise ZeroskipError(
-                f"a process that measured for {path.name} is gone: run the rest with --resume"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while True:
+            for index, _ in itertools.islice(left, 0 if dead else processes - len(running)):
+                device = this_gpu()
+                torch.cuda.empty_cache()
+                running.add(pool.submit(_outcome_of, path, index, device))
+            if not running:
+                break
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                try:
+                    yield (found := future.result())
+                    dead = dead or found.dead
+                except BrokenProcessPool:
+                    dead = f"a process that measured for {path.name} is gone: run the rest with --resume"
+    if dead:
+        raise ZeroskipError(dead)
 
 
 def _outcome_of(path: Path, index: int, device: Device) -> Outcome:

@@ -15,7 +15,7 @@ from zeroskip.report.products import (
     us,
     vendor_us,
 )
-from zeroskip.report.rivals import NINE
+from zeroskip.report.rivals import NINE, Peaks
 from zeroskip.report.tables import Table
 
 BATCHES = (1, 8, 32)
@@ -32,7 +32,7 @@ def images(batch: int) -> str:
 @dataclass(frozen=True)
 class Gain:
     """How many times faster ours is in fp16 than in fp32, and whether what a layer must read and write takes more than
-    half of our time in fp32."""
+    half of our time in fp32, and longer than its operations."""
 
     times: float | None
     of_bytes: bool
@@ -42,9 +42,9 @@ class Gain:
         return f"**{ratio_cell(self.times)}**" if self.of_bytes and self.times else ratio_cell(self.times)
 
 
-def gains(layers: Products) -> dict[str, tuple[Gain, ...]]:
+def gains(layers: Products, peaks: Peaks) -> dict[str, tuple[Gain, ...]]:
     """Of each of the nine layers, in the order of ``HALVES``."""
-    found = {}
+    found, peak = {}, peaks.get("fp32", 0.0) * 1e6
     for item in layers.of(precision="fp32", cache="warm", **NINE):
         row = []
         for batch, cache in HALVES:
@@ -52,23 +52,24 @@ def gains(layers: Products) -> dict[str, tuple[Gain, ...]]:
             single, half = (layers.one(precision=precision, **facts) for precision in ("fp32", "fp16"))
             took, fastest = best_us(single), best(single)
             of_bytes = took is not None and fastest is not None and fastest.floor_us > took / 2
+            of_bytes = of_bytes and fastest is not None and fastest.flops < 0.99 * peak * fastest.floor_us
             row.append(Gain(ratio(took, best_us(half)), of_bytes))
         if any(gain.times for gain in row):
             found[str(item.case["name"])] = tuple(row)
     return found
 
 
-def halves_table(layers: Products) -> Table:
+def halves_table(layers: Products, peaks: Peaks) -> Table:
     """``gains``, by batch and cache; in bold where bytes take most of the time."""
-    rows = tuple((name, *(gain.cell for gain in row)) for name, row in gains(layers).items())
+    rows = tuple((name, *(gain.cell for gain in row)) for name, row in gains(layers, peaks).items())
     head = ("M,K,N", *(f"{batch}, {cache}" for batch, cache in HALVES))
     return Table(head, rows, frozenset(range(1, len(head))))
 
 
-def halves_said(layers: Products) -> str:
+def halves_said(layers: Products, peaks: Peaks) -> str:
     """What was wanted of half the bytes, and where it is reached."""
     text = f"Our fastest in fp32 over our fastest in fp16 (sums in fp32). Wanted where bytes dominate: {WANTED}x."
-    there = [gain.times for row in gains(layers).values() for gain in row if gain.of_bytes and gain.times]
+    there = [gain.times for row in gains(layers, peaks).values() for gain in row if gain.of_bytes and gain.times]
     if not there:
         return text
     return (
