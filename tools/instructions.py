@@ -46,8 +46,8 @@ ALONE = 200 * 1024
 
 @dataclass(frozen=True)
 class Launch:
-    """``sharing`` neighbouring blocks run the same function ``turns`` times; so many blocks of a ``cluster``; ``again``:
-    the same function in every launch."""
+    """``sharing`` neighbouring blocks run the same function ``turns`` times; ``cluster``: blocks of one; ``again``: the
+    same function in every launch."""
 
     blocks: int
     warps: int
