@@ -59,14 +59,14 @@ def run_suite(
         The number of cases run.
 
     Raises:
-        ZeroskipError: a kernel has made the GPU unusable for its process, or there are cases of a CPU for several
-            processes; the records so far are written.
+        ZeroskipError: a kernel has made the GPU unusable for its process, or there are cases for several processes
+            that need one; the records so far are written.
     """
     suite = read_suite(path)
     if processes > 1 and any(case.device == "cpu" or case.kind != "layer" for case in suite.cases):
         raise ZeroskipError(
-            f"{path.name} has cases of the CPU, or networks, whose calls from Python are timed by the wall clock: others"
-            " would disturb them, use one process (tools/prebuild.py builds on all cores)"
+            f"{path.name} has cases of the CPU, or networks, whose calls from Python are timed by the wall clock: use one "
+            "process, which others would disturb (tools/prebuild.py builds on all cores)"
         )
     known = _known(resume) if resume else {}
     started, longest, done = time.perf_counter(), 0.0, 0
