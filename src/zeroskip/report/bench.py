@@ -65,8 +65,8 @@ def run_suite(
     suite = read_suite(path)
     if processes > 1 and any(case.device == "cpu" or case.kind != "layer" for case in suite.cases):
         raise ZeroskipError(
-            f"{path.name} has cases of the CPU, or networks, whose calls from Python are timed by the wall clock: use one "
-            "process, which others would disturb (tools/prebuild.py builds on all cores)"
+            f"{path.name} has cases of the CPU, or networks, whose calls from Python are timed by the wall clock; "
+            "others would disturb them: use one process (tools/prebuild.py builds on all cores)"
         )
     known = _known(resume) if resume else {}
     started, longest, done = time.perf_counter(), 0.0, 0
