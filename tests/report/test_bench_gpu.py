@@ -28,7 +28,7 @@ methods = ["dense"], baselines = ["cudnn", "cudnn_epilogue"], precision = ["fp32
 def test_a_suite_runs_and_every_method_is_right_or_refuses(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SUITE)
     with Writer(tmp_path / "r.jsonl") as writer:
-        assert run_suite(tmp_path / "small.toml", writer, processes=3) == 10
+        assert run_suite(tmp_path / "small.toml", writer) == 10
     file = read(tmp_path / "r.jsonl")
     for record in file.records:
         assert record.status in ("OK", "UNSUPPORTED"), (record.case, record.method, record.status, record.reason)
@@ -40,3 +40,13 @@ def test_a_suite_runs_and_every_method_is_right_or_refuses(tmp_path: Path) -> No
     assert {("ablation", "sputnik:no swizzle"), ("MobileNetV1", "zeroskip"), ("MobileNetV1", "torch")} <= timed
     with Writer(tmp_path / "again.jsonl") as writer:
         assert run_suite(tmp_path / "small.toml", writer, resume=tmp_path / "r.jsonl") == 0
+
+
+def test_processes_measure_what_one_does(tmp_path: Path) -> None:
+    layers = [line for line in SUITE.splitlines() if "MobileNetV1" not in line]
+    (tmp_path / "layers.toml").write_text("\n".join(layers))
+    with Writer(tmp_path / "r.jsonl") as writer:
+        assert run_suite(tmp_path / "layers.toml", writer, processes=3) == 8
+    found = read(tmp_path / "r.jsonl").records
+    assert {record.status for record in found} == {"OK", "UNSUPPORTED"}
+    assert {record.case["name"] for record in found} == {"64,64,196", "images", "ablation", "3x3"}
