@@ -79,7 +79,9 @@ def _proposed(
                         if binary is not None and binary not in found:
                             objection = loosest[name].objection(resources(binary))
                             found[binary] = f"{unpack(binary).symbol} ({arch}): {objection}" if objection else ""
-        print(f"{len(found):6} kernels after {case.name}, batch {case.batch}, {case.precision}", flush=True)
+        wrong = [objection for objection in found.values() if objection]
+        name = f"{case.name}, batch {case.batch}, {case.precision}"
+        print(f"{len(found):6} kernels after {name}: {len(wrong)} not as they should be", flush=True)
     return len(found), [objection for objection in found.values() if objection]
 
 
