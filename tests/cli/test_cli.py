@@ -262,6 +262,7 @@ def test_bench_shows_what_it_measured(tmp_path: Path, results: Path, monkeypatch
         (("prune", "squeezenet1_1", "--weights", "broken", "--out", "w"), "not a safetensors file"),
         (("prune", "squeezenet1_1", "--sparsity", 2, "--out", "w"), "sparsity"),
         (("compile", "squeezenet1_1", "--shape", "3,x", "--out", "m"), "expected positive sizes"),
+        (("compile", "squeezenet1_1", "--out", "/nowhere/m.zsk"), "there is no folder /nowhere for m.zsk"),
         (("run", "absent.zsk"), "absent.zsk"),
         (("run", "broken"), "broken"),
         (("report", "absent.jsonl", "--out", "p"), "absent.jsonl"),

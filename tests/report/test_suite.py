@@ -85,6 +85,8 @@ def test_opponents_are_those_of_the_device() -> None:
     ("more", "message"),
     [
         ("density = 0", "density"),
+        ("rounds = 0", "rounds"),
+        ("batch = -1", "batch"),
         ('methods = ["nomethod"]', "nomethod"),
         ('baselines = ["norival"]', "norival"),
         ('precision = "tf32"', "cuda only"),
@@ -102,6 +104,11 @@ def test_opponents_are_those_of_the_device() -> None:
 def test_a_bad_value_is_named_with_its_case(tmp_path: Path, more: str, message: str) -> None:
     with pytest.raises(FileFormatError, match=f"case 2.*{message}"):
         suite(tmp_path, f'[[case]]\nname = "a"\n{LAYER}[[case]]\nname = "b"\n{LAYER}{more}\n')
+
+
+def test_cases_that_are_no_tables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"a case is a table .* got 1"):
+        suite(tmp_path, "case = [1, 2]")
 
 
 def test_a_suite_without_cases_is_refused(tmp_path: Path) -> None:

@@ -190,6 +190,18 @@ def test_an_unknown_method_is_named_with_those_there_are() -> None:
         zeroskip.compile(model(), X, methods=["sputnick"])
 
 
+def test_one_name_is_no_list_of_methods_and_no_thread_no_number_of_them() -> None:
+    with pytest.raises(ValueError, match="got the string 'escort': put it in brackets"):
+        zeroskip.compile(model(), X, methods="escort")
+    with pytest.raises(ValueError, match="threads must be 1 or more, got 0"):
+        zeroskip.compile(model(), X, threads=0)
+
+
+def test_a_model_that_has_no_channels_last_form_compiles() -> None:
+    net, x = torch.nn.Conv3d(2, 3, 3).eval(), torch.randn(1, 2, 4, 4, 4)
+    assert distance(zeroskip.compile(net, x)(x), net(x).detach()) < 1e-5
+
+
 def test_the_model_stays_as_it_was() -> None:
     net = model().train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

@@ -122,6 +122,44 @@ def test_a_parameter_among_the_outputs_is_a_copy() -> None:
     assert distance(engine(x), tuple(want)) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: x.clone(),
+        lambda self, x: x,
+        lambda self, x: (self.a(x), x),
+        lambda self, x: {"one": (y := self.a(x)), "copy": y.clone(), "part": y[:, :2], "same": y},
+    ],
+)
+def test_no_output_shares_memory_with_an_input_or_another_output(forward: Any) -> None:
+    model, x = Net(forward, a=conv()).eval(), image()
+    before, engine = x.clone(), engine_with(model, x)
+    want = pytree.tree_leaves(expect(model, x))
+    found = pytree.tree_leaves(engine(x))
+    assert all(distance(a, b) < 1e-5 for a, b in zip(found, want, strict=True))
+    for one in found:
+        kept = [other.clone() for other in found if other is not one]
+        one.fill_(7.0)
+        assert all(torch.equal(a, b) for a, b in zip([o for o in found if o is not one], kept, strict=True))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.a(x).permute(0, 2, 3, 1).contiguous(),
+        lambda self, x: torch.view_as_real(torch.view_as_complex(self.a(x).permute(0, 2, 3, 1)[..., :2].contiguous())),
+        lambda self, x: self.a(x).permute(0, 2, 3, 1).contiguous().as_strided((5, 3), (3, 1)),
+    ],
+)
+@pytest.mark.parametrize("pick", range(3))
+def test_copies_that_say_how_values_lie_are_kept(forward: Any, pick: int) -> None:
+    model, x = Net(forward, a=conv()).eval(), image()
+    want, y = expect(model, x), engine_with(model, x, pick=pick)(x)
+    assert distance(y, want) < 1e-5
+    assert y.is_contiguous() == want.is_contiguous()
+
+
 def test_the_input_is_not_changed() -> None:
     model, x = (
         thin(Net(lambda net, x: net.a(x).add_(x).relu_() + x.flatten(1).view_as(x).clone().relu_(), a=conv()), 0.3),

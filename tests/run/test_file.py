@@ -372,3 +372,16 @@ def test_a_hand_made_program_can_be_saved_too(tmp_path: Path) -> None:
     program = program_of(thin(nn.Conv2d(3, 4, 3), 0.3), image())
     engine_of(program, *OURS).save(tmp_path / "model.zsk")
     assert zeroskip.load(tmp_path / "model.zsk").variants[0].program.graph == program.graph
+
+
+def test_statistics_for_fewer_channels_than_there_are_are_refused(tmp_path: Path) -> None:
+    """torch would read beyond them."""
+    model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(16), nn.ReLU())
+    program = program_of(model, torch.randn(1, 16, 3, 3))
+    engine_of(program).save(tmp_path / "right.zsk")
+    zeroskip.load(tmp_path / "right.zsk")
+    for name in program.graph.parameters:
+        few = program.with_tensor(name, torch.ones(1))
+        Engine([Variant(few, plan_with(few))], registry()).save(tmp_path / "few.zsk")
+        with pytest.raises(FileFormatError, match=r"one for each channel|says"):
+            zeroskip.load(tmp_path / "few.zsk")

@@ -39,6 +39,9 @@ def compile_model(
     import zeroskip
     from zeroskip.cli.models import build, place
 
+    for path in (to, plan, page):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}: make it first")
     names = None if labels is None else lines(labels)
     network, example = build(model, weights), torch.rand(sizes(shape))
     network, example = network.to(place(device), getattr(torch, dtype)), example.to(device, getattr(torch, dtype))

@@ -83,6 +83,10 @@ class BenchCase:
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be in (0, 1], got {self.density}")
+        if self.rounds < 1 or self.batch < 1 or self.threads < 1:
+            raise ValueError(
+                f"rounds, batch and threads must be 1 or more, got {self.rounds, self.batch, self.threads}"
+            )
         if unknown := set(self.opponents) - set(EVERY_BASELINE):
             raise ValueError(f"unknown baselines {sorted(unknown)}; there are {EVERY_BASELINE}")
         if self.kind != "layer" and self.model not in (*BUILDERS, "denoiser"):
@@ -185,6 +189,8 @@ def read_suite(path: Path) -> Suite:
     rows, defaults = document.get("case"), document.get("defaults", {})
     if not isinstance(rows, list) or not rows or not isinstance(defaults, dict):
         raise FileFormatError(f"{path} has no [[case]] table; see benchmarks/suites for examples")
+    if wrong := [row for row in rows if not isinstance(row, dict)]:
+        raise FileFormatError(f"{path}: a case is a table such as {{ name = ... }}, got {wrong[0]!r}")
     return Suite(
         path.stem,
         tuple(

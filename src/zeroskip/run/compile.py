@@ -109,11 +109,13 @@ def compile(
     device = _device(model, [x for inputs in examples for x in inputs])
     if device.type == "cuda" and threads is not None:
         raise ValueError(f"threads are a choice for the CPU, the example is on {device}: leave threads out")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be 1 or more, got {threads}; leave it out for torch.get_num_threads()")
     tf32 = _tf32(precision, device, [x for inputs in examples for x in inputs])
     wishes = _Wishes(
         device,
         _methods(methods),
-        threads or torch.get_num_threads(),
+        torch.get_num_threads() if threads is None else threads,
         precision,
         tf32,
         skip_zeros,
@@ -181,6 +183,8 @@ def _tf32(precision: str | None, device: torch.device, inputs: list[Tensor]) -> 
 
 def _methods(names: Sequence[str] | None) -> dict[str, AnyMethod]:
     known = registry()
+    if isinstance(names, str):
+        raise ValueError(f"methods are a list of names, got the string {names!r}: put it in brackets")
     if names is None:
         return {name: method for name, method in known.items() if method.reproducible}
     unknown = sorted(set(names) - set(known))

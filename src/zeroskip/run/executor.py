@@ -109,7 +109,7 @@ class Executor:
                 call(slots)
                 for slot in gone:
                     slots[slot] = None
-            return self._collect(self._graph.outputs, slots, memory.buffers)
+            return self._collect(self._graph.outputs, slots, memory.buffers, {_storage(x) for x in inputs})
 
     def input_format(self, at: int) -> torch.memory_format:
         """Of input number ``at``: as those want it that read it, so that they need not copy it."""
@@ -285,16 +285,24 @@ class Executor:
                 releases[position].append(self._slot[name])
         return [tuple(slots) for slots in releases]
 
-    def _collect(self, nest: Any, slots: Slots, memory: BufferSet) -> Any:
+    def _collect(self, nest: Any, slots: Slots, memory: BufferSet, theirs: set[int]) -> Any:
+        """The outputs, none in memory of ours, in the inputs' or in another output's (``theirs``)."""
         if isinstance(nest, Ref):
             tensor: Tensor = slots[self._slot[nest.ref]]
-            storage = tensor.untyped_storage().data_ptr()
-            return tensor.clone() if storage in memory.storages or storage in self._own else tensor
+            storage = _storage(tensor)
+            if storage in memory.storages or storage in self._own or storage in theirs:
+                return tensor.clone()
+            theirs.add(storage)
+            return tensor
         if isinstance(nest, (list, tuple)):
-            return type(nest)(self._collect(item, slots, memory) for item in nest)
+            return type(nest)(self._collect(item, slots, memory, theirs) for item in nest)
         if isinstance(nest, dict):
-            return {key: self._collect(item, slots, memory) for key, item in nest.items()}
+            return {key: self._collect(item, slots, memory, theirs) for key, item in nest.items()}
         return nest
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _rest(program: Program) -> Precision:

@@ -12,6 +12,7 @@ from torch import Tensor
 from zeroskip.core.errors import FileFormatError
 from zeroskip.core.graph import CONV, LINEAR, Graph, Node, Ref, Value, refs
 from zeroskip.core.layer import MAX_ELEMENTS
+from zeroskip.model.passes.fold_batch_norm import BATCH_NORM
 from zeroskip.model.program import Program
 from zeroskip.run.pooling import max_pool_of
 from zeroskip.run.storage import VIEWS, operator
@@ -70,7 +71,14 @@ def _result(graph: Graph, node: Node, known: dict[str, Any]) -> Any:
         if len(node.args) != 2 or node.kwargs or len(size) != 2 or x.dim() not in (3, 4) or min(size) < 1:
             raise FileFormatError(f"{node.name} pools {tuple(x.shape)} to {size}")
         return _meta((*x.shape[:-2], *size), x.dtype)
-    return operator(node.op)(*_filled(node.args, known), **_filled(node.kwargs, known))
+    arguments = _filled(node.args, known)
+    if node.op == BATCH_NORM and any(
+        part is not None and tuple(part.shape) != tuple(arguments[0].shape[1:2]) for part in arguments[1:5]
+    ):  # torch takes any number of elements without data, and reads beyond them with it
+        raise FileFormatError(
+            f"the statistics of {node.name} are not one for each channel of {tuple(arguments[0].shape)}"
+        )
+    return operator(node.op)(*arguments, **_filled(node.kwargs, known))
 
 
 def _cat(node: Node, known: dict[str, Any]) -> Tensor | None:
