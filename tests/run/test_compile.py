@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import zeroskip
-from contract.cases import OURS, Net, engine_with, thin
+from contract.cases import OURS, Net, engine_with, plan_with, program_of, thin
+from zeroskip.core.device import Device
 from zeroskip.core.errors import Unsupported
+from zeroskip.core.record import Times
+from zeroskip.measure.timer import Measurement
 from zeroskip.methods import registry
 from zeroskip.plan.plan import Plan
+from zeroskip.run import confirm
 from zeroskip.run.compile import distance
+from zeroskip.run.engine import Variant
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -156,6 +162,26 @@ def test_a_step_that_cannot_be_run_is_refused(change: dict[str, object]) -> None
     plan = engine_with(net, X, *OURS).plan
     with pytest.raises(ValueError, match=r"\w"):
         zeroskip.compile(net, X, plan=replace(plan, steps=(replace(plan.steps[0], **change), *plan.steps[1:])))
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_warning_is_about_the_plan_that_won(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
+    """The dense one, which is the second that is compared with torch."""
+    net, compare = model(), confirm.compare
+    program = program_of(net, X)
+    best, dense = (Variant(program, plan_with(program, *prefer)) for prefer in (OURS, ()))
+
+    def slower(calls: Any, rounds: int, device: Device, captured: bool) -> Measurement:
+        found = compare(calls, rounds, device, captured)
+        return replace(found, times={**found.times, "best": Times((1e9,), "wall")})
+
+    distances = iter([torch.inf if at == wrong else 0.0 for at in range(2)])
+    monkeypatch.setattr(confirm, "compare", slower)
+    monkeypatch.setattr(confirm, "distance", lambda ours, theirs: next(distances))
+    plan, warned = confirm.confirm(net, (X,), best, dense, registry(), {})
+    assert plan.steps == dense.plan.steps
+    assert len(warned) == wrong
+    assert any("differ from torch" in note for note in plan.notes) == bool(wrong)
 
 
 # -- bad input -------------------------------------------------------------------------------------------------
