@@ -146,11 +146,11 @@ class Plan:
             f"planned in {self.tune_seconds:.1f} s"
         ]
         if found := self.confirmation:
-            warning = "  (the machine was busy: take no ratio from this)" if found.contended else ""
+            zeros = found.dense_engine_us / found.engine_us
+            ratios = f"{found.speedup:.2f}x over torch, of which zeros {zeros:.2f}x"
             lines.append(
                 f"whole model: {_ms(found.engine_us)} ms; dense engine {_ms(found.dense_engine_us)} ms; "
-                f"torch {_ms(found.torch_us)} ms; {found.speedup:.2f}x over torch, of which zeros "
-                f"{found.dense_engine_us / found.engine_us:.2f}x{warning}"
+                f"torch {_ms(found.torch_us)} ms; {'the machine was busy: no ratio' if found.contended else ratios}"
             )
         return [*lines, *self.notes]
 
