@@ -228,6 +228,17 @@ def test_a_model_that_has_no_channels_last_form_compiles() -> None:
     assert distance(zeroskip.compile(net, x)(x), net(x).detach()) < 1e-5
 
 
+@pytest.mark.parametrize(("weight", "bias"), [((5, 6), (1,)), ((5, 6), (3, 5)), ((6,), None)])
+def test_linear_functions_that_are_no_layers_are_left_to_torch(
+    weight: tuple[int, ...], bias: tuple[int, ...] | None
+) -> None:
+    net = Net(lambda self, x: torch.nn.functional.linear(x, self.w, self.b))
+    net.w = nn.Parameter(torch.randn(weight))
+    net.b = None if bias is None else nn.Parameter(torch.randn(bias))
+    x = torch.randn(3, 6)
+    assert distance(zeroskip.compile(net, x)(x), net(x).detach()) < 1e-5
+
+
 def test_the_model_stays_as_it_was() -> None:
     net = model().train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

@@ -49,8 +49,10 @@ def _layer(graph: Graph, node: Node) -> Node | None:
     if graph.parameters[weight.ref].dtype not in PRECISIONS:
         return None
     if node.op == "aten.linear.default":
-        if len(graph.values[x.ref].shape) < 2:
-            return None
+        sizes = graph.parameters[weight.ref].shape
+        broadcast = bias is not None and graph.parameters[bias.ref].shape != sizes[:1]
+        if len(graph.values[x.ref].shape) < 2 or len(sizes) != 2 or broadcast:
+            return None  # more than a matrix and a number for each output: left to torch
         return Node(node.name, LINEAR, (x, weight, bias, None), {}, ConvAttributes())
     if len(graph.values[x.ref].shape) != 4:
         return None
