@@ -30,18 +30,18 @@ from zeroskip.measure.turns import turn
 from zeroskip.methods import registry
 from zeroskip.report.layers import layer_of
 from zeroskip.report.records import read
+from zeroskip.report.rivals import NINE, TRAINED
 from zeroskip.report.suite import BenchCase
 
-NINE: dict[str, Any] = {"mask": "random", "density": 0.1, "precision": "fp32", "batch": 1}
-TRAINED = "trained:resnet50_3x3_sparse.npz:sparse90.stage3.weight"
+FP32 = NINE | {"precision": "fp32"}
 WATCHED: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("squares", "sparsert", {"name": "2048,2048,2048", **NINE}),
-    ("squares", "slab", {"name": "2048,2048,2048", **NINE}),
-    ("fig10", "sparsert", {"name": "512,512,196", **NINE, "batch": 32}),
-    ("fig10", "sparsert", {"name": "256,256,784", **NINE}),
-    ("fig10", "sparsert", {"name": "512,512,196", **NINE}),
-    ("fig10", "sparsert", {"name": "512,512,196", **NINE, "precision": "fp16"}),
-    ("fig10", "slab", {"name": "1024,1024,49", **NINE}),
+    ("squares", "sparsert", {"name": "2048,2048,2048", **FP32}),
+    ("squares", "slab", {"name": "2048,2048,2048", **FP32}),
+    ("fig10", "sparsert", {"name": "512,512,196", **FP32, "batch": 32}),
+    ("fig10", "sparsert", {"name": "256,256,784", **FP32}),
+    ("fig10", "sparsert", {"name": "512,512,196", **FP32}),
+    ("fig10", "sparsert", {"name": "512,512,196", **FP32, "precision": "fp16"}),
+    ("fig10", "slab", {"name": "1024,1024,49", **FP32}),
     ("conv3x3", "sparsert", {"name": "256,256,3x3 @14", "mask": TRAINED, "batch": 1, "precision": "fp32"}),
     ("conv3x3", "escort", {"name": "256,256,3x3 @14", "mask": TRAINED, "batch": 1, "precision": "fp32"}),
     ("escort_ablation", "escort:windows", {"name": "512,512,3x3 @28", "batch": 32, "precision": "fp32"}),
@@ -96,14 +96,9 @@ def run(record: Record) -> None:
 
 def counted(record: Record) -> list[dict[str, list[str]]]:
     """Of each kernel of the last run: value and unit by the counter's name."""
-    ncu = ["ncu", "--csv", "--page", "raw", "--profile-from-start", "off", "--cache-control", "none"]
-    ncu += [
-        "--clock-control",
-        "none",
-        "--print-units",
-        "base",
-        *(word for section in SECTIONS for word in ("--section", section)),
-    ]
+    ncu = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--profile-from-start", "off"]
+    ncu += ["--cache-control", "none", "--clock-control", "none"]
+    ncu += [word for section in SECTIONS for word in ("--section", section)]
     done = subprocess.run(
         [*ncu, sys.executable, "-m", "tools.counters", ONE, json.dumps(to_json(record))],
         capture_output=True,

@@ -67,7 +67,7 @@ def _proposed(
     suites: Sequence[Path], loosest: Mapping[str, Instance], pool: ThreadPoolExecutor
 ) -> tuple[int, list[str]]:
     """Compile what methods with kernels propose for the cases of suites: how many kernels, and what is wrong."""
-    found: dict[bytes, str] = {}
+    found, wrong = dict[bytes, str](), list[str]()
     for case in (case for path in suites for case in read_suite(path).cases):
         if missing_data(case) is not None:
             continue
@@ -82,7 +82,7 @@ def _proposed(
         wrong = [objection for objection in found.values() if objection]
         name = f"{case.name}, batch {case.batch}, {case.precision}"
         print(f"{len(found):6} kernels after {name}: {len(wrong)} not as they should be", flush=True)
-    return len(found), [objection for objection in found.values() if objection]
+    return len(found), wrong
 
 
 def _built(

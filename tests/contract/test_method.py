@@ -26,7 +26,8 @@ from zeroskip.methods import registry
 pytestmark = pytest.mark.usefixtures("device")
 
 KINDS = {
-    **{name: SHAPES[name] for name in ("1x1", "many channels 1x1", "3x3", "depthwise")},
+    **{name: SHAPES[name] for name in ("1x1", "many channels 1x1", "depthwise")},
+    "3x3": replace(SHAPES["3x3"], n=2),
     "linear": ConvShape(9, 45, 1, 1, 23, 1, 1),
 }
 """A layer for each kind of method: every one of ours takes one of them at least, but those that want 2:4 zeros."""
@@ -131,8 +132,8 @@ def test_linear_layers_of_every_precision_are_within_the_bound(name: str, rows: 
 
 def mask(kind: str, shape: ConvShape) -> Tensor:
     """A weight of ``shape`` with zeros as ``MASKS[kind]`` wants them."""
-    k, c, r, s = shape.weight_shape
-    return MASKS[kind](k, c, r, s).expand(k, c, r, s) * sparse_weight((k, c, r, s), 1.0)
+    density, keep = MASKS[kind]
+    return keep(*shape.weight_shape).expand(shape.weight_shape) * sparse_weight(shape.weight_shape, density)
 
 
 def only(index: int, size: int, dim: int) -> Tensor:
@@ -140,18 +141,17 @@ def only(index: int, size: int, dim: int) -> Tensor:
     return (torch.arange(size) == index).float().reshape([-1 if at == dim else 1 for at in range(4)])
 
 
-MASKS: dict[str, Callable[[int, int, int, int], Tensor]] = {
-    "all zero": lambda k, c, r, s: torch.zeros(1),
-    "one nonzero": lambda k, c, r, s: only(k // 3, k, 0) * only(c - 1, c, 1) * only(r - 1, r, 2) * only(0, s, 3),
-    "filters": lambda k, c, r, s: (torch.arange(k) % 2).reshape(k, 1, 1, 1),
-    "one long row": lambda k, c, r, s: only(k // 2, k, 0),
-    "unused input channels": lambda k, c, r, s: only(c // 2, c, 1),
-    "corner taps": lambda k, c, r, s: (only(0, r, 2) + only(r - 1, r, 2)) * (only(0, s, 3) + only(s - 1, s, 3)),
-    "dense": lambda k, c, r, s: torch.ones(1),
-    "tiny and huge": lambda k, c, r, s: (
-        torch.logspace(-12, 12, k).reshape(k, 1, 1, 1) * (sparse_weight((k, c, r, s), 0.4) != 0)
-    ),
+MASKS: dict[str, tuple[float, Callable[[int, int, int, int], Tensor]]] = {
+    "all zero": (0.0, lambda k, c, r, s: torch.zeros(1)),
+    "one nonzero": (1.0, lambda k, c, r, s: only(k // 3, k, 0) * only(c - 1, c, 1) * only(r - 1, r, 2) * only(0, s, 3)),
+    "filters": (1.0, lambda k, c, r, s: (torch.arange(k) % 2).reshape(k, 1, 1, 1)),
+    "one long row": (1.0, lambda k, c, r, s: only(k // 2, k, 0)),
+    "unused input channels": (0.4, lambda k, c, r, s: only(c // 2, c, 1)),
+    "corner taps": (0.4, lambda k, c, r, s: (only(0, r, 2) + only(r - 1, r, 2)) * (only(0, s, 3) + only(s - 1, s, 3))),
+    "dense": (1.0, lambda k, c, r, s: torch.ones(1)),
+    "tiny and huge": (0.4, lambda k, c, r, s: torch.logspace(-12, 12, k).reshape(k, 1, 1, 1)),
 }
+"""How much is left at random of what a function of k, c, r, s keeps or scales."""
 
 
 @pytest.mark.parametrize("zeros", MASKS)

@@ -212,6 +212,7 @@ def test_a_configuration_checks_itself(change: dict[str, Any]) -> None:
         (replace(SMALL, h=3, w=3), SparseRTConfig(4, slab=2), "fp32"),
         (replace(STRIPS, h=1, w=130), SparseRTConfig(4, warps=1, slab=8), "fp32"),
         (replace(STRIPS, c=4096), SparseRTConfig(4, slab=1024), "fp32"),
+        (replace(SMALL, n=10), SparseRTConfig(4, slab=16, stages=2, walk=2), "fp32"),
     ],
     ids=[
         "3x3",
@@ -232,6 +233,7 @@ def test_a_configuration_checks_itself(change: dict[str, Any]) -> None:
         "slabs of 16 bytes",
         "strips of 16 bytes",
         "slabs of shared memory",
+        "slabs that walk",
     ],
 )
 def test_a_configuration_that_does_not_fit_the_layer_is_refused(

@@ -34,7 +34,7 @@ def bench(
 
     with progress(f"measuring {suite.name}") as bar, Writer(to) as writer:
         shown = _bar(bar) if sys.stderr.isatty() else _lines(time.perf_counter())
-        run_suite(suite, writer, budget, resume, shown, processes)
+        run_suite(suite, writer, budget_seconds=budget, resume=resume, progress=shown, processes=processes)
     results = read(to)
     if as_json:
         out_json(to_json(results))

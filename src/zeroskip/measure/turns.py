@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import IO
 
 import torch
@@ -44,19 +44,14 @@ def turn(device: Device) -> Iterator[None]:
     if device.kind == "cpu" or _held.inside:
         yield
         return
-    with _threads:
-        file = _lock_file()
+    with _threads, _lock_file() or nullcontext() as file:
         try:
             _lock(file)
             _held.inside, _held.file = True, file
             yield
         finally:
             _held.inside, _held.file = False, None
-            try:
-                _unlock(file)
-            finally:
-                if file is not None:
-                    file.close()
+            _unlock(file)
 
 
 @contextmanager

@@ -50,10 +50,10 @@ def gains(layers: Products, peaks: Peaks) -> dict[str, tuple[Gain, ...]]:
         for batch, cache in HALVES:
             facts = {"name": item.case["name"], **NINE, "batch": batch, "cache": cache}
             single, half = (layers.one(precision=precision, **facts) for precision in ("fp32", "fp16"))
-            took, fastest = best_us(single), best(single)
-            of_bytes = took is not None and fastest is not None and fastest.floor_us > took / 2
-            of_bytes = of_bytes and fastest is not None and fastest.flops < 0.99 * peak * fastest.floor_us
-            row.append(Gain(ratio(took, best_us(half)), of_bytes))
+            took, fastest, bytes_us = best_us(single), best(single), 0.0
+            if fastest is not None and fastest.flops < 0.99 * peak * fastest.floor_us:
+                bytes_us = fastest.floor_us
+            row.append(Gain(ratio(took, best_us(half)), took is not None and bytes_us > took / 2))
         if any(gain.times for gain in row):
             found[str(item.case["name"])] = tuple(row)
     return found
@@ -80,15 +80,15 @@ def halves_said(layers: Products, peaks: Peaks) -> str:
 
 def tensor_cores(layers: Products, squares: Products) -> list[str]:
     """Where they win, in words."""
-    facts = {"mask": "random", "density": 0.1, "cache": "warm"}
-    every = searched(layers.of(batch=1, **facts))
+    facts = NINE | {"cache": "warm"}
+    every = searched(layers.of(**facts))
     what = "The fastest of cuBLAS, cublasLt and Triton" if every else "cuBLAS"
 
     def won(among: Products, column: str, ours: str, batch: int) -> tuple[int, int]:
         """How often dense is faster, of how many layers."""
         pairs = []
-        for item in among.of(precision="fp32", batch=batch, **facts):
-            same = {"name": item.case["name"], "batch": batch, **facts}
+        for item in among.of(precision="fp32", **facts | {"batch": batch}):
+            same = {"name": item.case["name"], **facts, "batch": batch}
             dense = among.one(precision=column, **same)
             sparse = best_us(among.one(precision=ours, **same))
             pairs.append((vendor_us(dense) if every else us(dense, "cublas"), sparse))

@@ -107,19 +107,7 @@ def _entry(packed: SparseRTPacked, functions: int, hopper: bool) -> str:
         body.put(f"@{asks} bra ASK")
     if config.teams > 1:
         index = body.to("r", "mad.lo.u32", f"{index}, {config.teams}, {body.quotient(thread, config.lanes)}")
-    if functions > 1:
-        # A table: with a tree of branches every warp would wait for several lines of instructions.
-        body.put(f"TABLE: .branchtargets {', '.join(f'TO_{code}' for code in range(functions))}")
-        body.put(f"brx.idx.uni {index}, TABLE")
-    for code in range(functions):
-        body.label(f"TO_{code}")
-        body.lines.append("\t{")
-        for at, (bits, register) in enumerate(arguments):
-            body.put(f".param {bits} a{at}")
-            body.put(f"st.param{bits} [a{at}], {register}")
-        body.put(f"call.uni code_{code}, ({', '.join(f'a{at}' for at in range(len(arguments)))})")
-        body.put("exit")
-        body.lines.append("\t}")
+    body.enter(index, functions, arguments)
     if config.slab:
         body.label("ASK")
         body.put("griddepcontrol.wait")

@@ -94,6 +94,23 @@ class Body:
         self.put("barrier.cluster.arrive.relaxed.aligned")
         self.put("barrier.cluster.wait.aligned")
 
+    def enter(self, index: str, functions: int, arguments: Sequence[tuple[str, str]]) -> None:
+        """Run function ``code_<index>`` of so many, which does not return, with registers and their types as PTX writes
+        them."""
+        if functions > 1:
+            # A table: with a tree of branches every warp would wait for several lines of instructions.
+            self.put(f"TABLE: .branchtargets {', '.join(f'TO_{code}' for code in range(functions))}")
+            self.put(f"brx.idx.uni {index}, TABLE")
+        for code in range(functions):
+            self.label(f"TO_{code}")
+            self.lines.append("\t{")
+            for at, (bits, register) in enumerate(arguments):
+                self.put(f".param {bits} a{at}")
+                self.put(f"st.param{bits} [a{at}], {register}")
+            self.put(f"call.uni code_{code}, ({', '.join(f'a{at}' for at in range(len(arguments)))})")
+            self.put("exit")
+            self.lines.append("\t}")
+
     def quotient(self, numerator: str, divisor: int) -> str:
         """Of an integer below 2**31.
 

@@ -15,7 +15,8 @@ COPIES = (
     "aten.dropout.default",
     "aten.contiguous.default",
 )
-"""Operators whose value is their first argument's.  The graph is functional, so nobody can tell the copy."""
+"""Operators whose value is their first argument's.  The graph is functional, so nobody can tell the copy, but
+for how it lies (``ORDERED``)."""
 ORDERED = ("aten.contiguous.default", "aten.clone.default")
 """Those that say how their values lie, which some can tell: who is given them, and ``SEEING``."""
 SEEING = ("aten.as_strided", "aten.view_as_", "aten.view.dtype")
