@@ -55,6 +55,8 @@ SECTIONS = (
     "InstructionStats",
     "LaunchStats",
 )
+KEPT = ("dram", "gpc", "gpu", "idc", "l1tex", "launch", "lts", "sm", "smsp")
+"""Units whose counters are kept; the others are facts of the machine."""
 NAMES = ("Kernel Name", "Block Size", "Grid Size")
 """What is kept of a kernel beside its counters."""
 RUNS = 3
@@ -113,7 +115,7 @@ def counted(record: Record) -> list[dict[str, list[str]]]:
         {
             name: [value, unit]
             for name, unit, value in zip(names, units, row, strict=True)
-            if "__" in name or name in NAMES
+            if name.partition("__")[0] in (*KEPT, *NAMES) and value not in ("", "no data")
         }
         for row in rows
     ]
