@@ -129,7 +129,7 @@ def against_dense(suites: dict[str, Products], peaks: rivals.Peaks) -> list[tupl
     found = []
     if products.searched(suites["fig10"].all):
         found.append(("Wanted and reached", rivals.goals_table(suites, peaks), RIVALS))
-        for cache in ("warm", "cold"):
+        for cache in ("warm", "cold", "between"):
             title = f"Against the fastest dense, nine pointwise layers, {cache}"
             found.append((title, rivals.versus_table(suites["fig10"], peaks, cache=cache, **nine), ""))
         for batch in BATCHES[1:]:
@@ -228,6 +228,8 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         shown = f"{text}\n\n![microseconds by column]({gpu}-columns.svg)" if drawn else text
         section(title, products.columns_table(found), shown)
         section("The same with cold caches", products.columns_table(found, cache="cold"))
+        text = "With others' code in the instruction caches, as plans time them ([MEASURING.md](MEASURING.md))."
+        section("The same between other layers", products.columns_table(found, cache="between"), text)
         for batch in BATCHES:
             table = products.masks_table(found, batch)
             apart = sorted((row[-1] for row in table.rows), key=lambda cell: float(cell.rstrip("%")))

@@ -22,6 +22,7 @@ from zeroskip.core.graph import Segment
 from zeroskip.core.jsonable import to_json
 from zeroskip.core.layer import Epilogue, Layer, Precision, Sparsity
 from zeroskip.core.record import Record
+from zeroskip.measure import others
 from zeroskip.measure.bound import Oracle
 from zeroskip.measure.graphs import Rotation
 from zeroskip.methods import registry
@@ -73,6 +74,27 @@ def test_every_contender_is_timed_in_turns_warm_and_cold(gpu: FakeGpu) -> None:
         assert len(record.times.samples_us) == 31
         assert record.error["relative"] < 1e-6
         assert record.floor_us > 0
+
+
+def test_between_others_everything_is_tuned_anew_and_timed_behind_them(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(others, "_of", lambda device: lambda: log.append("others"))
+    monkeypatch.setattr(others, "once", lambda call, device: 1e-5)
+    clock = Clock({others.ALONE: 6.0}, otherwise=10.0)
+    records = bench_layer(case(caches=("warm", "between")), gpu, clock)
+    names = {*LIBRARIES, *OPPONENTS}
+    finals = [seen for seen in clock.seen if {*seen} - {others.ALONE} == names]
+    warm, between = finals
+    assert not any(isinstance(call, others.Behind) for call in warm.values())
+    assert all(isinstance(call, others.Behind) for name, call in between.items() if name != others.ALONE)
+    tuned = [set(seen) for seen in clock.seen if seen not in finals]
+    assert {others.ALONE in seen for seen in tuned} == {True, False}
+    assert log
+    medians = {(record.case["cache"], record.times.median_us) for record in records if record.times is not None}
+    assert medians == {("warm", 10.0), ("between", 4.0)}
+    assert len(records) == 2 * len(names)
 
 
 def test_a_cold_call_takes_other_memory_than_the_one_before(gpu: FakeGpu) -> None:

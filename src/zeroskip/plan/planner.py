@@ -69,7 +69,8 @@ def tune_program(
                 continue
             key = (tuple(layer.key for layer in segment.layers), tuple(sorted(able)))
             if key not in known:
-                known[key] = tune(segment, able, layer_parameters(graph, segment, program.tensors), device, timer)
+                parameters = layer_parameters(graph, segment, program.tensors)
+                known[key] = tune(segment, able, parameters, device, timer, between=True)
             contended |= known[key].contended
             found += [replace(option, segment=segment) for option in known[key].options]
             reasons += known[key].rejected

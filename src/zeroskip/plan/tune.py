@@ -18,6 +18,7 @@ from zeroskip.core.device import Device
 from zeroskip.core.graph import Segment
 from zeroskip.core.method import AnyMethod, Candidate
 from zeroskip.measure.bound import Bound, Case, Oracle, Prepared, Stage, bind, check, packed_bytes
+from zeroskip.measure.others import measure_between, once_between
 from zeroskip.measure.timer import Timer, once
 from zeroskip.measure.turns import turn
 from zeroskip.plan.plan import Rejection
@@ -84,6 +85,7 @@ def tune(
     device: Device,
     timer: Timer,
     candidates: Mapping[str, Sequence[Candidate[Any]]] | None = None,
+    between: bool = False,
 ) -> Tuned:
     """Check and time the candidates of every method in ``methods`` for a segment of one layer.
 
@@ -91,6 +93,7 @@ def tune(
 
     Args:
         candidates: by method, what to try instead of the method's own choice.
+        between: on a GPU, time each between others' code, as a network runs it (``measure.others``).
     """
     known = None if candidates is not None else _known.get()
     key = (tuple(layer.key for layer in segment.layers), device.kind, device.name, device.threads)
@@ -98,7 +101,7 @@ def tune(
         names, found = known[key]
         if names >= set(methods):
             return found.of(methods)
-    tuned = _tune(segment, methods, parameters, device, timer, candidates or {})
+    tuned = _tune(segment, methods, parameters, device, timer, candidates or {}, between)
     if known is not None:
         known[key] = (frozenset(methods), tuned)
     return tuned
@@ -111,9 +114,10 @@ def _tune(
     device: Device,
     timer: Timer,
     candidates: Mapping[str, Sequence[Candidate[Any]]],
+    between: bool,
 ) -> Tuned:
     with torch.no_grad(), turn(device):
-        search = _Measured(segment, methods, parameters, device)
+        search = _Measured(segment, methods, parameters, device, between)
         search.all(candidates)
         rejected = tuple(
             Rejection(name, search.problems.get(name) or "has no configuration for this layer")
@@ -133,7 +137,7 @@ def _tune(
             stage()
         each_round = time.perf_counter() - started
         rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, math.ceil(FINAL_SECONDS / max(each_round, 1e-4))))
-        measured = timer(stages, rounds, device)
+        measured = measure_between(stages, rounds, device, timer) if between else timer(stages, rounds, device)
     options = [_option(stages[key].bound, times.median_us) for key, times in measured.times.items()]
     return Tuned(tuple(sorted(options, key=lambda option: option.time_us)), rejected, measured.contended)
 
@@ -142,9 +146,15 @@ class _Measured(Search):
     """Checks candidates against float64 and times each once."""
 
     def __init__(
-        self, segment: Segment, methods: Mapping[str, AnyMethod], parameters: Mapping[str, Tensor], device: Device
+        self,
+        segment: Segment,
+        methods: Mapping[str, AnyMethod],
+        parameters: Mapping[str, Tensor],
+        device: Device,
+        between: bool,
     ) -> None:
         super().__init__(segment, methods, parameters, device)
+        self.between = between
         self.case = Case.random(segment, device=device.torch)
         self.oracle = Oracle(segment, parameters, self.case)
         self.quickest: dict[str, list[tuple[float, Stage]]] = {name: [] for name in methods}
@@ -157,7 +167,7 @@ class _Measured(Search):
         # A dense library defines what the model computes, however often it rounds in half precision.
         if not verdict.right and method.exploits != "nothing":
             raise Wrong(f"WRONG: an element is {verdict.worst:.3g} times its error bound away with {candidate.config}")
-        seconds = once(stage, self.device)
+        seconds = once_between(stage, self.device) if self.between else once(stage, self.device)
         self.quickest[name] = sorted([*self.quickest[name], (seconds, stage)], key=lambda pair: pair[0])[:FINALISTS]
         return seconds
 

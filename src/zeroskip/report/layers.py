@@ -23,7 +23,8 @@ from zeroskip.core.oracle import TOLERANCE
 from zeroskip.core.record import Record, Status
 from zeroskip.measure.bound import Bound, Case, Oracle, Stage, bind, check, packed_bytes
 from zeroskip.measure.graphs import Rotation
-from zeroskip.measure.timer import Timer, measure, once
+from zeroskip.measure.others import measure_between, once_between
+from zeroskip.measure.timer import Measurement, Timer, measure, once
 from zeroskip.measure.turns import turn
 from zeroskip.methods import registry
 from zeroskip.plan.search import MOST_CANDIDATES
@@ -37,6 +38,7 @@ from zeroskip.report.workload import layer_bias, layer_weight
 COLD_CACHES = 3
 """A rotation goes through this many times the L2 cache: the two thirds that cannot be in it are what makes it cold."""
 
+BETWEEN: Cache = "between"
 FINAL_ROUNDS = 15
 """Between a library's quickest forms, where there are many."""
 
@@ -80,6 +82,8 @@ class Work:
     data: Case
     oracle: Oracle
     cost: Cost
+    between: bool = False
+    """Timed between others' code."""
 
     @staticmethod
     def of(case: BenchCase, device: Device) -> Work:
@@ -106,6 +110,16 @@ class Work:
             **more,
         )
 
+    def once(self, call: Call) -> float:
+        """Seconds, at a first look."""
+        return once_between(call, self.device) if self.between else once(call, self.device)
+
+    def measure(self, calls: Mapping[str, Call], rounds: int, timer: Timer) -> Measurement:
+        """In turns."""
+        if self.between:
+            return measure_between(calls, rounds, self.device, timer)
+        return timer(calls, rounds, self.device)
+
     def sets(self) -> list[Case]:
         """Inputs for a cold cache: with the outputs written, more than it holds, several times over."""
         need = COLD_CACHES * self.device.l2_bytes
@@ -131,11 +145,17 @@ def bench_layer(case: BenchCase, device: Device, timer: Timer = measure) -> list
     """Every method tuned and checked, then the best configuration of each and every opponent timed in turns; on a GPU
     once for each of the case's caches.  What cannot be timed is a record that says why."""
     with turn(device):
-        return _bench_layer(case, device, timer)
+        work = Work.of(case, device)
+        if device.kind == "cpu":
+            return _bench_layer(work, (), timer)
+        between = replace(work, between=True)
+        alone = tuple(cache for cache in case.caches if cache != BETWEEN)
+        records = _bench_layer(work, alone, timer) if alone else []
+        return records + (_bench_layer(between, (BETWEEN,), timer) if BETWEEN in case.caches else [])
 
 
-def _bench_layer(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
-    work = Work.of(case, device)
+def _bench_layer(work: Work, caches: Sequence[Cache], timer: Timer) -> list[Record]:
+    case, device = work.case, work.device
     entrants: list[Contender | Record] = []
     for name, method in registry().items():
         if case.methods is None or name in case.methods:
@@ -151,9 +171,9 @@ def _bench_layer(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
             records.append(entrant)
     if device.kind == "cpu":
         return records + _timed(work, contenders, [work.data], None, timer)
-    found = [replace(record, case=facts) for facts in case.all_facts for record in records]
-    for cache in case.caches:
-        sets = [work.data] if cache == "warm" else work.sets()
+    found = [replace(record, case=case.facts | {"cache": cache}) for cache in caches for record in records]
+    for cache in caches:
+        sets = work.sets() if cache == "cold" else [work.data]
         found += _timed(work, contenders, sets, cache, timer)
     return found
 
@@ -186,7 +206,7 @@ def _best(
     """The fastest of the method's candidates, or of these, under a name."""
     started = time.perf_counter()
     among = None if candidates is None else {method.name: candidates}
-    tuned = tune(work.segment, {method.name: method}, work.parameters, work.device, timer, among)
+    tuned = tune(work.segment, {method.name: method}, work.parameters, work.device, timer, among, work.between)
     seconds = time.perf_counter() - started
     if not tuned.options:
         return work.draft(label, _status(tuned.rejected[0].reason), tuned.rejected[0].reason)
@@ -288,7 +308,7 @@ def _vendor(work: Work, name: str, timer: Timer) -> Contender:
             call = form(work.data.x)
             error = oracle.judge(call()).relative
             if error <= TOLERANCE[work.layer.precision]:
-                seconds[how], right[how] = once(call, work.device), error
+                seconds[how], right[how] = work.once(call), error
             else:
                 wrong[how] = error
         except (ZeroskipError, RuntimeError) as problem:
@@ -323,7 +343,7 @@ def _fastest(work: Work, found: Column, seconds: Mapping[str, float], timer: Tim
     calls: dict[str, Call] = {how: found.forms[how](work.data.x) for how in ranked[:FINALISTS]}
     for call in calls.values():
         call()
-    times = timer(calls, FINAL_ROUNDS, work.device).times
+    times = work.measure(calls, FINAL_ROUNDS, timer).times
     return min(times, key=lambda how: times[how].median_us)
 
 
@@ -360,7 +380,7 @@ def _timed(
             drafts[draft.method] = draft
         if not calls:
             return failed
-        measured = timer(calls, work.case.rounds, work.device)
+        measured = work.measure(calls, work.case.rounds, timer)
     own, found = work.data.bytes + work.output_bytes, []
     for name, times in measured.times.items():
         record = replace(drafts[name], times=times, contended=measured.contended)

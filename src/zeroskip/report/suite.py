@@ -17,7 +17,7 @@ from zeroskip.core.method import config_types
 from zeroskip.methods import registry
 from zeroskip.model.zoo import BUILDERS
 
-Cache = Literal["warm", "cold"]
+Cache = Literal["warm", "cold", "between"]
 
 BASELINES = ("torch", "torch_channels_last", "inductor", "onnxruntime")
 """Of the CPU, for layers and models."""
@@ -71,7 +71,8 @@ class BenchCase:
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
     """The column.  On the CPU only fp32."""
     caches: tuple[Cache, ...] = ("warm", "cold")
-    """CUDA layers: with one set of tensors, and in turns through more of them than the L2 cache holds."""
+    """CUDA layers: with one set of tensors; in turns through more of them than the L2 cache holds; with one set, but
+    between others' code (``measure.others``), tuned anew for that as plans are."""
     epilogue: bool = True
     """Layers: bias and ReLU, or neither."""
     methods: tuple[str, ...] | None = None
@@ -99,7 +100,7 @@ class BenchCase:
         if self.device == "cpu" and self.precision != "fp32":
             raise ValueError(f"the column {self.precision} is measured on cuda only")
         if not self.caches or len(set(self.caches)) < len(self.caches):
-            raise ValueError(f"caches are warm, cold or both, got {self.caches}")
+            raise ValueError(f"caches are some of warm, cold and between, each once, got {self.caches}")
         for method, entries in self.configs.items():
             _check_configs(method, entries)
 
