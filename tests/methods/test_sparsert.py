@@ -360,6 +360,10 @@ FITTING = {
     "slabs that walk": (replace(SMALL, n=10), replace(BASE, slab=8, stages=2, walk=2)),
     "slabs of mates that walk": (replace(SMALL, n=10), replace(BASE, rows=2, slab=4, stages=2, mates=4, walk=2)),
     "strips that walk": (STRIPS, replace(BASE, warps=2, slab=4, stages=1, mates=2, walk=2)),
+    "meetings": (SMALL, replace(BASE, warps=2, stack=2, slab=16, stages=2, meet=8)),
+    "meetings of mates": (SMALL, replace(BASE, rows=4, warps=2, stack=2, slab=16, stages=2, mates=2, meet=30)),
+    "meetings of vectors": (SMALL, replace(BASE, vector=2, warps=2, slab=16, stages=2, meet=20)),
+    "meetings that walk": (replace(SMALL, n=12), replace(BASE, warps=2, slab=8, stages=2, walk=2, meet=12)),
     "strips of many channels": (replace(STRIPS, n=1), replace(BASE, vector=2, warps=2, slab=64, stages=1)),
 }
 
@@ -464,6 +468,7 @@ def slab_jobs(draw: st.DrawFn) -> tuple[Job, SparseRTConfig]:
         "stack": draw(st.integers(1, 3)),
         "stages": draw(st.integers(1, 4)),
         "walk": draw(st.sampled_from([0, 0, 1, 2])),
+        "meet": draw(st.sampled_from([0, 0, 5, 40])),
     }
     try:
         config = SparseRTConfig(**tile, slab=slab, mates=mates, registers=120)

@@ -19,6 +19,7 @@ from run.fake_gpu import H100, FakeGpu, Stream
 from zeroskip.core.errors import FileFormatError
 from zeroskip.core.graph import Graph, Node, Ref, Value
 from zeroskip.core.layer import Precision
+from zeroskip.measure import others
 from zeroskip.methods import registry
 from zeroskip.model.program import Program
 from zeroskip.run import compile as compile_module
@@ -264,6 +265,7 @@ def test_the_file_keeps_the_precision(gpu: FakeGpu, tmp_path: Path, monkeypatch:
 def compiling(gpu: FakeGpu, quick: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     """``zeroskip.compile`` believes that example and model are on the GPU."""
     monkeypatch.setattr(compile_module, "this_gpu", lambda: H100)
+    monkeypatch.setattr(others, "_of", lambda device: None)
     monkeypatch.setattr(compile_module, "_device", lambda model, inputs: torch.device("cuda", 0))
     return gpu
 
