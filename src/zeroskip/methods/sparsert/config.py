@@ -24,6 +24,8 @@ OTHERS_OF_LOOP = 16
 OTHERS_OF_SLABS = 28
 """Registers of a thread beside its sums and elements of x, where teams meet: with fewer ptxas spills."""
 SHORTEST_RING = 4
+RUN = 8
+"""Pixels that the next tile begins at a multiple of: 32 bytes of float32, which L2 gives at once."""
 MOST_MEETING = 15
 """Barriers of a block that are not everybody's."""
 MOST_REGISTERS, SCHEDULERS = 255, 4
@@ -191,9 +193,14 @@ class SparseRTConfig:
         return -(-shape.k // (self.rows * self.stack * self.mates)) * self.mates
 
     def span(self, shape: ConvShape) -> int:
-        """Pixels that a block computes: of its tile, if x comes in slabs, whole images, or a part of one."""
+        """Pixels that a block computes, of its tile: all tiles about equally many; if x comes in slabs, whole images, or
+        a part of one."""
         plane = shape.p * shape.q
-        return min(self.tile // plane, shape.n) * plane if self.slab and plane <= self.tile else self.tile
+        if self.slab:
+            return min(self.tile // plane, shape.n) * plane if plane <= self.tile else self.tile
+        tiles = max(1, -(-shape.n * plane // self.tile))
+        even = -(-shape.n * plane // tiles // RUN) * RUN
+        return self.tile if tiles == 1 else min(even, self.tile)
 
     def tiles(self, shape: ConvShape) -> int:
         """Of pixels."""

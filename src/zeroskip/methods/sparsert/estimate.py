@@ -186,7 +186,7 @@ def _slabs(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[Spa
     """With x in slabs, each brought at once to two of many blocks of rows."""
     shape, least = layer.shape, config.sums + LEAST_OTHERS
     plane = shape.p * shape.q * PRECISION_BYTES[layer.precision]
-    copied = SLAB // MATES * plane if config.span(shape) >= shape.p * shape.q else 0
+    copied = SLAB // MATES * plane if config.tile >= shape.p * shape.q else 0
     registers = min(config.registers + UNDER_WAY, room(config.threads + 32))
     if device.generation < CLUSTERS or config.parts > 1 or config.pieces > 1 or registers < least:
         return
@@ -246,7 +246,7 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     codes, again = blocks * config.split, 1 if code < INSTRUCTION_CACHE else per_turn
     of_gpc = min(codes, total / GPCS) * code * again
     of_sm = min(codes, per_sm) * code * again
-    x = per_sm * per_turn * work.columns * config.tile * item
+    x = per_sm * per_turn * work.columns * config.span(shape) * item
     least = item * shape.n * (shape.c * shape.h * shape.w + shape.k * shape.p * shape.q) / device.num_sms
     parts = (
         ISSUE * per_sm * per_turn * math.ceil(config.threads / 128) * work.instructions,

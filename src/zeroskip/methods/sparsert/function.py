@@ -142,11 +142,11 @@ class _Code:
         count, first = shape.n * shape.p * shape.q, self.lane
         if config.vector > 1:
             first = body.to("r", "mul.lo.u32", f"{first}, {config.vector}")
+        if index:
+            first = body.to("r", "add.u32", f"{first}, {index * config.lanes * config.vector}")
         if (span := config.span(shape)) < config.tile:
             first = body.to("r", "min.u32", f"{first}, {span - config.vector}")  # as below
         number = body.to("r", "mad.lo.u32", f"{self.tile}, {span}, {first}")
-        if index:
-            number = body.to("r", "add.u32", f"{number}, {index * config.lanes * config.vector}")
         if count % span:
             # Threads behind the last pixel compute the last one too, and store the same bits.  With a test before the
             # store ptxas would not take a warp's threads for one any more and would fetch what is common to them anew
