@@ -139,7 +139,7 @@ def test_what_is_tried_has_a_configuration(nonzeros: int, density: float) -> Non
 
 
 def test_rows_too_long_for_any_number_of_parts_are_refused() -> None:
-    shape = ConvShape(1, 33_000, 1, 1, 8, 1, 1)
+    shape = ConvShape(1, 65_000, 1, 1, 8, 1, 1)
     layer = Job.of(shape, weight=torch.ones(shape.weight_shape)).layer
     with pytest.raises(Unsupported, match="more than 8000 weights"):
         estimate.estimates(layer, OLD)

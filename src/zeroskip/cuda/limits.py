@@ -23,3 +23,12 @@ def resident(shared_bytes: int, warps: int, registers: int) -> int:
         registers: of a thread.
     """
     return min(SHARED_BYTES // (shared_bytes + RESERVED), WARPS // warps, BLOCKS, REGISTERS // (registers * 32 * warps))
+
+
+def reached(sms: int, cluster: int) -> int:
+    """Of so many multiprocessors, those that clusters of so many blocks use at once, one block each.
+
+    A cluster lies in one part (GPC) of the GPU, and the parts are no multiples of it: an H200 with 132 of them has room
+    for 30 clusters of 4 or 15 of 8 (cuOccupancyMaxActiveClusters), so that 128 blocks in such clusters take two turns.
+    """
+    return sms if cluster <= 2 else sms * 10 // 11 // cluster * cluster

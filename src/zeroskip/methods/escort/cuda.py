@@ -18,7 +18,7 @@ from zeroskip.core.layer import ConvShape, Epilogue, Layer, Precision
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import load
-from zeroskip.cuda.limits import CLOCK, CLUSTERS, resident
+from zeroskip.cuda.limits import CLOCK, CLUSTERS, reached, resident
 from zeroskip.cuda.types import TYPES
 from zeroskip.methods.escort.cuda_geometry import (
     FLOAT,
@@ -131,7 +131,7 @@ def _menu(shape: ConvShape, device: Device) -> Iterator[EscortCudaConfig]:
                     continue
                 fewest = -(-rows_in_all // config.positions)
                 # A block for every SM within reach, if that is not many more than the output channels need.
-                full = int(device.num_sms * REACHED[split]) // (config.count(shape) * split * shape.groups)
+                full = reached(device.num_sms, split) // (config.count(shape) * split * shape.groups)
                 for blocks in {fewest, full} if fewest < full <= 1.5 * fewest else {fewest}:
                     if warps > 4 and 2 * rows_in_all <= blocks * config.positions:
                         continue  # half of the warps would do nothing
@@ -173,9 +173,6 @@ PAIR, STEP, ROW = 40.0, 93.0, 139.0
 nothing else hinders it."""
 HIDDEN = 0.75
 """Of what happens beside something that takes longer, the share that costs no time."""
-REACHED = {1: 1.0, 2: 1.0, 4: 0.91, MOST_SPLIT: 0.85}
-"""The share of the multiprocessors that clusters of so many blocks can use at once: a cluster lies in one part (GPC) of
-the GPU, and the parts are no multiples of it.  By their times, 32 clusters of 4 do not fit 132 of them."""
 CROWD, SPARSE = 0.77, 0.7
 """How many blocks more than its share the busiest multiprocessor gets, where blocks do not come out even and there is
 room: beside blocks of the call before, new ones go where they fit.  Calls with fewer blocks than the second number for
@@ -210,7 +207,8 @@ def _seconds(layer: Layer, config: EscortCudaConfig, device: Device) -> float:
     together = resident(shared, config.warps, config.registers)
     if not together:
         return math.inf
-    share = config.count(shape) * config.blocks * shape.groups * config.split / device.num_sms / REACHED[config.split]
+    blocks = config.count(shape) * config.blocks * shape.groups * config.split
+    share = blocks / reached(device.num_sms, config.split)
     waves = math.ceil(math.ceil(share) / together)
     crowded = SPARSE < share < math.ceil(share) < together
     per_sm = math.ceil(share) + (CROWD if crowded else 0.0)

@@ -19,7 +19,7 @@ from zeroskip.cuda import pixels
 from zeroskip.cuda.compile import Instance
 from zeroskip.cuda.compile import build as compile_kernel
 from zeroskip.cuda.launch import boxes, load
-from zeroskip.cuda.limits import CLOCK, CLUSTERS, MOST_BLOCKS, resident
+from zeroskip.cuda.limits import CLOCK, CLUSTERS, MOST_BLOCKS, reached, resident
 from zeroskip.cuda.types import TYPES
 from zeroskip.pack.slabs import Slabs
 
@@ -220,7 +220,7 @@ def _menu(layer: Layer, device: Device) -> Iterator[SlabConfig]:
                     continue
                 fewest = -(-shape.k // config.positions)
                 # Enough blocks for every SM, if that is not many more than the rows need.
-                full = device.num_sms // (config.tiles(shape) * split)
+                full = reached(device.num_sms, split * mates) // (config.tiles(shape) * split)
                 for blocks in {fewest, full} if fewest < full <= 2 * fewest else {fewest}:
                     crowded = config.tiles(shape) * blocks * split > 2 * device.num_sms
                     if blocks < mates or (crowded and split * mates > 1):
@@ -273,7 +273,8 @@ def _seconds(layer: Layer, config: SlabConfig, device: Device) -> float:
     together = resident(shared, config.warps, registers)
     if not together:
         return math.inf
-    per_sm = math.ceil(config.tiles(shape) * config.blocks * config.split / device.num_sms)
+    sms = reached(device.num_sms, config.split * config.mates)
+    per_sm = math.ceil(config.tiles(shape) * config.blocks * config.split / sms)
     waves = math.ceil(per_sm / together)
     # The subwarps of a warp wait for the longest row among them: of a slab that is a matter of chance.
     subwarps, mean = 32 // config.lanes, nonzeros / rows / slabs

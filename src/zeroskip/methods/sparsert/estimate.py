@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from zeroskip.core.device import Device
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.layer import PRECISION_BYTES, ConvShape, Layer
-from zeroskip.cuda.limits import CLOCK, CLUSTERS
+from zeroskip.cuda.limits import CLOCK, CLUSTERS, reached
 from zeroskip.methods.sparsert.config import (
     FLOAT,
     MOST_REGISTERS,
@@ -69,7 +69,7 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
     """
     found = [_estimate(layer, config, device) for config in _menu(layer, device)]
     if not found:
-        raise Unsupported(f"a part of {ROWS[0]} rows would have more than {MOST} weights")
+        raise Unsupported(f"every part of a row group would have more than {MOST} weights")
     quickest = min(found, key=lambda one: one.build_seconds)
     found = [one for one in found if one.build_seconds <= MOST_SECONDS] or [quickest]
     seen: Counter[tuple[str, int]] = Counter()
@@ -118,34 +118,48 @@ UNDER_WAY = 64
 
 def _menu(layer: Layer, device: Device) -> Iterator[SparseRTConfig]:
     """Everything that might be worth trying."""
+    shape = layer.shape
+    count = shape.n * shape.p * shape.q
+    halos = (False, True) if tested(shape, False) and shape.padding != (0, 0) else (False,)
+    deep = shape.c // shape.groups * shape.r * shape.s * layer.weights.density
+    for rows, (vector, pieces), warps, stack, groups, split in _sizes(layer, device):
+        nonzeros = rows * deep / (groups * split)
+        # A layer with few nonzeros has one part; so has the first entry of the menu, which fits any layer.
+        few = nonzeros < FEWEST and (rows, groups, split) != (ROWS[0], 1, 1)
+        idle = (stack - 1) * rows >= shape.k or (warps * stack * groups < 2 and count > 64)
+        if few or idle or nonzeros > MOST:
+            continue
+        for halo in halos:
+            registers = _registers(shape, rows, vector, pieces, halo, 32 * warps * stack * groups, split)
+            try:
+                config = SparseRTConfig(
+                    rows, vector, pieces, warps, stack, groups, split, halo=halo, registers=registers
+                )
+            except ValueError:
+                continue
+            yield from _variants(layer, config, device)
+
+
+def _sizes(layer: Layer, device: Device) -> Iterator[tuple[int, tuple[int, int], int, int, int, int]]:
+    """Rows, vector and pieces, warps, stack, groups, split; rows of the menu, and as many as make one turn of blocks:
+    128 of them in clusters of 4 or 8 would take two."""
     shape, item = layer.shape, PRECISION_BYTES[layer.precision]
     count, plane = shape.n * shape.p * shape.q, shape.p * shape.q
     pixels = [(1, 1), (1, 2)]
     if flat(shape):
         pixels += [(vector, 1) for vector in (2, 4, 8) if vector * item <= 16 and plane % vector == 0]
     splits = (1, 2, 4, 8) if device.generation >= CLUSTERS else (1,)
-    halos = (False, True) if tested(shape, False) and shape.padding != (0, 0) else (False,)
-    deep = shape.c // shape.groups * shape.r * shape.s * layer.weights.density
-    for rows, (vector, pieces), warps in itertools.product(ROWS, pixels, WARPS):
+    for (vector, pieces), warps in itertools.product(pixels, WARPS):
         tile = 32 * warps * vector * pieces
-        if (warps > 1 and count < FULLEST * tile * math.ceil(count / tile)) or (rows > 2 * shape.k and rows > ROWS[0]):
+        tiles = math.ceil(count / tile)
+        if warps > 1 and count < FULLEST * tile * tiles:
             continue
         for stack, groups, split in itertools.product(TEAMS, TEAMS, splits):
-            nonzeros = rows * deep / (groups * split)
-            # A layer with few nonzeros has one part; so has the first entry of the menu, which fits any layer.
-            few = nonzeros < FEWEST and (rows, groups, split) != (ROWS[0], 1, 1)
-            idle = (stack - 1) * rows >= shape.k or (warps * stack * groups < 2 and count > 64)
-            if few or idle or nonzeros > MOST:
-                continue
-            for halo in halos:
-                registers = _registers(shape, rows, vector, pieces, halo, 32 * warps * stack * groups, split)
-                try:
-                    config = SparseRTConfig(
-                        rows, vector, pieces, warps, stack, groups, split, halo=halo, registers=registers
-                    )
-                except ValueError:
-                    continue
-                yield from _variants(layer, config, device)
+            within = reached(device.num_sms, split) // (max(tiles, 1) * split)
+            whole = math.ceil(shape.k / (within * stack)) if within else ROWS[0]
+            for rows in dict.fromkeys((*ROWS, whole)):
+                if rows <= max(2 * shape.k, ROWS[0]):
+                    yield rows, (vector, pieces), warps, stack, groups, split
 
 
 def _registers(shape: ConvShape, rows: int, vector: int, pieces: int, halo: bool, threads: int, split: int) -> int:
@@ -238,7 +252,7 @@ def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     work = _work(layer, config)
     blocks, beside = config.blocks(shape), config.walk or config.tiles(shape)
     total = blocks * beside * config.split
-    per_sm = math.ceil(total / max(device.num_sms, 1))
+    per_sm = math.ceil(total / max(reached(device.num_sms, config.cluster), 1))
     resident = min(config.resident, device.shared_bytes // max(config.shared_bytes(layer), 1))
     waves = math.ceil(per_sm / max(resident, 1))
     per_turn = math.ceil(config.tiles(shape) / beside)
