@@ -193,8 +193,8 @@ class SparseRTConfig:
         return -(-shape.k // (self.rows * self.stack * self.mates)) * self.mates
 
     def span(self, shape: ConvShape) -> int:
-        """Pixels that a block computes, of its tile: about as many as every other; if x comes in slabs, whole images, or
-        a part of one."""
+        """Pixels that a block computes, of its tile: about as many as every other; if x comes in slabs, whole images,
+        or a part of one."""
         plane = shape.p * shape.q
         if self.slab:
             return min(self.tile // plane, shape.n) * plane if plane <= self.tile else self.tile
