@@ -256,8 +256,8 @@ def test_blocks_that_a_gpu_has_no_room_for_are_refused() -> None:
 
 def test_there_are_no_clusters_before_hopper() -> None:
     job = Job.of(ConvShape(1, 256, 14, 14, 256, 1, 1), weight=sparse(ConvShape(1, 256, 14, 14, 256, 1, 1), 0.1))
-    assert {config.split for config in estimate._menu(job.segment.layer, OLD)} == {1}
-    assert {config.split for config in estimate._menu(job.segment.layer, GPU)} == {1, 2, 4, 8}
+    assert {config.split for config in estimate.menu(job.segment.layer, OLD)} == {1}
+    assert {config.split for config in estimate.menu(job.segment.layer, GPU)} == {1, 2, 4, 8}
     for config in (SparseRTConfig(8, split=2), SparseRTConfig(8, warps=7, slab=64)):
         with pytest.raises(Unsupported, match="sm_80 has no clusters"):
             text(job, config, "sm_80")

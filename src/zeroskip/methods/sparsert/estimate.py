@@ -67,7 +67,7 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
     Raises:
         Unsupported: rows are too long for any number of parts.
     """
-    found = [_estimate(layer, config, device) for config in _menu(layer, device)]
+    found = [estimated(layer, config, device) for config in menu(layer, device)]
     if not found:
         raise Unsupported(f"every part of a row group would have more than {MOST} weights")
     quickest = min(found, key=lambda one: one.build_seconds)
@@ -89,7 +89,7 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
     # The next layer may want its input in a border of zeros; it comes last, after all that are faster alone.
     writing = next((one for one in chosen if one.config.vector == 1 and not one.config.slab), None)
     if writing is not None and len(chosen) > 1:
-        gaps = _estimate(layer, replace(writing.config, gaps=True), device)
+        gaps = estimated(layer, replace(writing.config, gaps=True), device)
         last = max(one.seconds for one in chosen)
         chosen = [*chosen[: MOST_CANDIDATES - 1], replace(gaps, seconds=max(gaps.seconds, last))]
     return sorted(chosen, key=lambda one: one.seconds)
@@ -116,7 +116,7 @@ UNDER_WAY = 64
 """Registers that more loads under way are good for."""
 
 
-def _menu(layer: Layer, device: Device) -> Iterator[SparseRTConfig]:
+def menu(layer: Layer, device: Device) -> Iterator[SparseRTConfig]:
     """Everything that might be worth trying."""
     shape = layer.shape
     count = shape.n * shape.p * shape.q
@@ -243,10 +243,10 @@ MOVES = 0.4
 """Instructions that zero registers, for each load that is tested for the border."""
 
 
-def _estimate(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
+def estimated(layer: Layer, config: SparseRTConfig, device: Device) -> Estimate:
     """A rough model of one multiprocessor, meant to order candidates."""
     if config.slab:
-        without = _estimate(layer, replace(config, slab=0, stages=1, mates=1), device)
+        without = estimated(layer, replace(config, slab=0, stages=1, mates=1), device)
         return replace(without, config=config, seconds=SLABBED * without.seconds)
     shape, item = layer.shape, PRECISION_BYTES[layer.precision]
     work = _work(layer, config)
