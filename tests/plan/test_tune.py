@@ -14,6 +14,7 @@ from contract.cases import program_of
 from plan.fakes import Fake, FakeConfig
 from zeroskip.core.device import Device, cpu
 from zeroskip.core.graph import Segment
+from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate, layer_parameters
 from zeroskip.core.record import Times
 from zeroskip.measure.bound import Stage
@@ -115,3 +116,23 @@ def test_an_attempt_takes_no_longer_to_build_than_it_may(monkeypatch: pytest.Mon
 
     near, dear = Timed(lambda number: 1.0, lambda number: 1.0), Dear(lambda number: 1.0, lambda number: 1.0)
     assert tried(monkeypatch, near=near, dear=dear)[0]["dear"] == [0, 1, 2, 3]
+
+
+class Bordering(Timed):
+    """The last candidates write into a border of zeros."""
+
+    def configs(self, segment: Segment, device: Device) -> Sequence[Candidate[FakeConfig]]:
+        found = super().configs(segment, device)
+        border = (Layout("any", writes_halo=True),)
+        return [*found[:-2], *(replace(one, outputs=border) for one in found[-2:])]
+
+
+def test_another_layout_is_tried_and_kept_though_nothing_gets_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, finals = tried(monkeypatch, fake=Bordering(lambda number: 1.0, lambda number: 5.0 + number / 100))
+    assert seen["fake"] == [*range(2 * module.EACH_ATTEMPT), COUNT - 2, COUNT - 1]
+    assert finals == [0, 1, 2, COUNT - 2]
+
+
+def test_another_layout_that_is_far_too_slow_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Bordering(lambda number: 1.0, lambda number: 9.0 if number >= COUNT - 2 else 5.0)
+    assert tried(monkeypatch, fake=slow)[1] == [0, 1, 2]

@@ -9,6 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ class Search(ABC):
         """By method, the least that a time was over its estimate."""
         self._over: set[str] = set()
         """Methods whose last attempt brought nothing."""
+        self._layouts: dict[str, set[object]] = {name: set() for name in methods}
+        """By method, those of the candidates that were tried: another layout may spare a neighbour a copy."""
 
     @abstractmethod
     def measure(self, name: str, candidate: Candidate[Any], ready: Callable[[], Prepared]) -> float:
@@ -107,7 +110,7 @@ class Search(ABC):
         """
         if attempt == 0:
             return one.build_seconds <= DEAR
-        if name in self._over and one.run_seconds:
+        if name in self._over and one.run_seconds and layouts(one) in self._layouts[name]:
             return False
         luck = MORE_LUCK * self._luck[name] if name in self._luck else LUCK
         return luck * one.run_seconds <= self.best
@@ -117,6 +120,7 @@ class Search(ABC):
         with pause():
             prepared = _prepared(self.segment, self.methods, self.parameters, self.device, some)
         for name, found in some.items():
+            self._layouts[name] |= {layouts(one) for one in found}
             for candidate, ready in zip(found, prepared[name], strict=True):
                 try:
                     seconds = self.measure(name, candidate, ready)
@@ -128,6 +132,11 @@ class Search(ABC):
                     self.seconds[name] = min(self.seconds.get(name, math.inf), seconds)
                     if candidate.run_seconds:
                         self._luck[name] = min(self._luck.get(name, math.inf), seconds / candidate.run_seconds)
+
+
+def layouts(candidate: Candidate[Any]) -> object:
+    """How it wants its inputs and what it makes of its outputs, but for what vectors are aligned to."""
+    return tuple(replace(one, aligned=1) for one in (*candidate.inputs, *candidate.outputs))
 
 
 def _first(found: Sequence[Candidate[Any]]) -> list[Candidate[Any]]:

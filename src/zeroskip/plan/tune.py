@@ -22,11 +22,12 @@ from zeroskip.measure.others import measure_between, once_between
 from zeroskip.measure.timer import Timer, once
 from zeroskip.measure.turns import turn
 from zeroskip.plan.plan import Rejection
-from zeroskip.plan.search import Search, Wrong
+from zeroskip.plan.search import Search, Wrong, layouts
 
 FINALISTS, NEAR = 3, 1.5
-"""Of one method, after one quick run of each candidate, so many go into the interleaved measurement; of those that
-took more than so many times as long as the quickest of all methods, only the method's quickest."""
+"""Of one method, after one quick run of each candidate, so many go into the interleaved measurement, and the quickest
+of every layout; of those that took more than so many times as long as the quickest of all methods, only the method's
+quickest."""
 FINAL_SECONDS = 0.6
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 25
 
@@ -158,7 +159,7 @@ class _Measured(Search):
         self.case = Case.random(segment, device=device.torch)
         self.oracle = Oracle(segment, parameters, self.case)
         self.quickest: dict[str, list[tuple[float, Stage]]] = {name: [] for name in methods}
-        """By method, up to FINALISTS; the others' memory is free for what comes."""
+        """By method, those that are ``_kept``; the others' memory is free for what comes."""
 
     def measure(self, name: str, candidate: Candidate[Any], ready: Callable[[], Prepared]) -> float:
         method = self.methods[name]
@@ -168,8 +169,19 @@ class _Measured(Search):
         if not verdict.right and method.exploits != "nothing":
             raise Wrong(f"WRONG: an element is {verdict.worst:.3g} times its error bound away with {candidate.config}")
         seconds = once_between(stage, self.device) if self.between else once(stage, self.device)
-        self.quickest[name] = sorted([*self.quickest[name], (seconds, stage)], key=lambda pair: pair[0])[:FINALISTS]
+        self.quickest[name] = _kept([*self.quickest[name], (seconds, stage)])
         return seconds
+
+
+def _kept(found: Sequence[tuple[float, Stage]]) -> list[tuple[float, Stage]]:
+    """The first FINALISTS, and of the others the quickest of each layout."""
+    kept, seen = [], set[object]()
+    for rank, (seconds, stage) in enumerate(sorted(found, key=lambda pair: pair[0])):
+        kind = layouts(stage.bound.candidate)
+        if rank < FINALISTS or kind not in seen:
+            kept.append((seconds, stage))
+        seen.add(kind)
+    return kept
 
 
 def _option(bound: Bound, time_us: float) -> Option:

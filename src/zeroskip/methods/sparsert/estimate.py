@@ -33,6 +33,8 @@ MOST_SECONDS_TOGETHER, CORES = 60.0, 4
 """Of all candidates of a layer but the one with gaps, for each so many cores.  Of 24 layers whose candidates would take
 longer than 60 s of one core, the fastest was among the first five for 20 (records of fig10, H100)."""
 MOST_CANDIDATES = 24
+WRITING = 2
+"""How many are proposed a second time, writing into a border."""
 SIMILAR = 0.04
 """How much better a candidate must be for each one before it with the same rows, pixels or split, to come next."""
 
@@ -86,12 +88,11 @@ def estimates(layer: Layer, device: Device) -> list[Estimate]:
         if chosen and (together > most or len(chosen) == MOST_CANDIDATES):
             break
         chosen.append(one)
-    # The next layer may want its input in a border of zeros; it comes last, after all that are faster alone.
-    writing = next((one for one in chosen if one.config.vector == 1 and not one.config.slab), None)
-    if writing is not None and len(chosen) > 1:
-        gaps = estimated(layer, replace(writing.config, gaps=True), device)
-        last = max(one.seconds for one in chosen)
-        chosen = [*chosen[: MOST_CANDIDATES - 1], replace(gaps, seconds=max(gaps.seconds, last))]
+    # The next layer may want its input in a border of zeros.
+    writing = [one for one in chosen if one.config.vector == 1 and not one.config.slab][:WRITING]
+    if len(chosen) > 1:
+        chosen = chosen[: MOST_CANDIDATES - len(writing)]
+        chosen += [estimated(layer, replace(one.config, gaps=True), device) for one in writing]
     return sorted(chosen, key=lambda one: one.seconds)
 
 
