@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
     uint4* const heads_here = memory + units(kControl);
     uint4* const stage_memory = heads_here + units(16 * kHeads);
     const Pixels pixels{count, per_image, per_row};
-    const int split = gridDim.z, rank = blockIdx.z, mate = mates == 1 ? 0 : blockIdx.y % mates;
+    const int split = gridDim.z, rank = blockIdx.z, mate = blockIdx.y & (mates - 1);  // mates: 1, 2, 4 or 8
     const int strips = kMode == Mode::boxes ? (per_image + kCols - 1) / kCols : 1;  // tiles of an image
     const int image = strips == 1 ? blockIdx.x : blockIdx.x / strips;
     const int first_col = kEngine ? image * per_image + (blockIdx.x - image * strips) * kCols : blockIdx.x * kCols;
@@ -115,8 +115,8 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
     const int pitch = kMode == Mode::runs ? per_image : kCols;  // elements from channel to channel of the tile
     const int tile_units = units((slab + 1) * pitch * sizeof(T));
     const int stage_units = tile_units + units(16 * chunk_units);
-    const int first_slab = split == 1 ? 0 : rank * slabs / split;
-    const int last_slab = split == 1 ? slabs : (rank + 1) * slabs / split;
+    const int first_slab = split == 1 ? 0 : static_cast<unsigned>(rank * slabs) / gridDim.z;
+    const int last_slab = split == 1 ? slabs : static_cast<unsigned>((rank + 1) * slabs) / gridDim.z;
     const int lane = threadIdx.x % kLanes, subwarp = threadIdx.x / kLanes;
     const uint4* const chunks_here = chunks + static_cast<long long>(blockIdx.y) * slabs * chunk_units;
     float sums[kRows][kPieces * kWide] = {};
@@ -154,12 +154,13 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
         freed[threadIdx.x].init(kThreads);
         done[threadIdx.x] = 0;
     }
-    const int owned = kPositions / split;  // rows that this block finishes
+    const int owned = kPositions / gridDim.z;  // rows that this block finishes
     if (threadIdx.x == kMostStages) {
         exchanged->init();
         if (split > 1) exchanged->expect((split - 1) * owned * kCols * sizeof(float));
     }
     if (threadIdx.x < pitch) {
+#pragma unroll 1
         for (int stage = 0; stage < stages; ++stage) {
             reinterpret_cast<T*>(stage_memory + stage * stage_units)[slab * pitch + threadIdx.x] = from_float<T>(0.0f);
         }
@@ -319,28 +320,30 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
     const auto act = static_cast<Activation>(activation);
     const auto where = static_cast<Residual>(place);
     constexpr bool kAligned = kMode == Mode::boxes || kMode == Mode::vectors || (kMode == Mode::runs && kWide == 4);
-    // The sums of `width` (1 or 4) neighbouring columns from `col` on, of the row at `position`.
-    auto write = [&](int position, int col, const float* sum, int width) {
+    constexpr int kOut = kAligned ? 4 : 1;
+    // Where a column lies; of the engine's tiles the image is known.
+    auto offset = [&](const Plane& plane, int col) {
+        if constexpr (!kEngine) return pixels.offset(plane, col);
+        return image * plane.image + Pixels{per_image, per_image, per_row}.offset(plane, col - image * per_image);
+    };
+    // The sums of kOut neighbouring columns from `col` on, of the row at `position`.
+    auto write = [&](int position, int col, const float* sum) {
         const Head one = head[position];
         if (one.row < 0 || col >= last_col) return;
         T* const out = y + static_cast<long long>(one.row) * y_channel;
         const T* const more = residual + static_cast<long long>(one.row) * r_channel;
         if constexpr (kAligned) {
             Vector<T, 4> added, result;
-            if (residual != nullptr) added = Vector<T, 4>::load(more + pixels.offset(r_plane, col));
+            if (residual != nullptr) added = Vector<T, 4>::load(more + offset(r_plane, col));
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float extra = residual != nullptr ? to_float(added[i]) : 0.0f;
                 result[i] = from_float<T>(finish(sum[i], one.bias, extra, act, where));
             }
-            result.store(out + pixels.offset(y_plane, col));
+            result.store(out + offset(y_plane, col));
         } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                if (i >= width || col + i >= last_col) break;
-                const float extra = residual != nullptr ? to_float(more[pixels.offset(r_plane, col + i)]) : 0.0f;
-                out[pixels.offset(y_plane, col + i)] = from_float<T>(finish(sum[i], one.bias, extra, act, where));
-            }
+            const float extra = residual != nullptr ? to_float(more[offset(r_plane, col)]) : 0.0f;
+            out[offset(y_plane, col)] = from_float<T>(finish(sum[0], one.bias, extra, act, where));
         }
     };
 
@@ -350,7 +353,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
         for (int r = 0; r < kRows; ++r) {
 #pragma unroll
             for (int p = 0; p < kPieces; ++p) {
-                write(subwarp + r * kSubwarps, first_col + (p * kLanes + lane) * kWide, sums[r] + p * kWide, kWide);
+                write(subwarp + r * kSubwarps, first_col + (p * kLanes + lane) * kWide, sums[r] + p * kWide);
             }
         }
         return;
@@ -363,7 +366,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
         const int position = subwarp + r * kSubwarps;
-        const int owner = split == 1 ? 0 : position / owned;
+        const int owner = split == 1 ? 0 : static_cast<unsigned>(position) / static_cast<unsigned>(owned);
         float* const to = sums_here + (rank * owned + position - owner * owned) * kCols + lane * kWide;
         const bool ours = split == 1 || owner == rank;
         const unsigned there = ours ? 0 : peer_address(to, mate + mates * owner);
@@ -388,17 +391,17 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kWide* kPieces* kRo
     }
     __syncthreads();
     if (split > 1) exchanged->wait<true>(0);
-    for (int i = threadIdx.x; i < owned * (kCols / 4); i += kThreads) {
-        const int row = i / (kCols / 4), col = i % (kCols / 4) * 4;
-        float sum[4] = {};
+#pragma unroll 1
+    for (int i = threadIdx.x; i < owned * (kCols / kOut); i += kThreads) {
+        const int row = i / (kCols / kOut), col = i % (kCols / kOut) * kOut;
+        float sum[kOut] = {};
+#pragma unroll 1
         for (int part = 0; part < split; ++part) {
-            const float4 piece = *reinterpret_cast<const float4*>(sums_here + (part * owned + row) * kCols + col);
-            sum[0] += piece.x;
-            sum[1] += piece.y;
-            sum[2] += piece.z;
-            sum[3] += piece.w;
+            const auto piece = Vector<float, kOut>::load(sums_here + (part * owned + row) * kCols + col);
+#pragma unroll
+            for (int j = 0; j < kOut; ++j) sum[j] += piece.item[j];
         }
-        write(rank * owned + row, first_col + col, sum, 4);
+        write(rank * owned + row, first_col + col, sum);
     }
 }
 

@@ -12,16 +12,17 @@ struct Plane {
 struct Pixels {
     int count, per_image, per_row;
 
-    // Divisions are slow, so the usual cases, one image and rows without gaps, do without.
+    // Divisions are slow, so the usual cases, one image and rows without gaps, do without; and those of unsigned numbers
+    // take fewer instructions.  `pixel` is not negative.
     __device__ __forceinline__ int offset(const Plane& plane, int pixel) const {
         int at = 0;
         if (count != per_image) {
-            const int image = pixel / per_image;
+            const int image = static_cast<unsigned>(pixel) / static_cast<unsigned>(per_image);
             pixel -= image * per_image;
             at = image * plane.image;
         }
         if (plane.row == per_row * plane.column) return at + pixel * plane.column;
-        const int row = pixel / per_row;
+        const int row = static_cast<unsigned>(pixel) / static_cast<unsigned>(per_row);
         return at + row * plane.row + (pixel - row * per_row) * plane.column;
     }
 };
