@@ -31,7 +31,7 @@ bench: $(STAMP)  ## the CPU figures of the README, into benchmarks/results/
 	$(BIN)/python -m zeroskip bench benchmarks/suites/cpu.toml --out benchmarks/results/cpu.jsonl
 
 figures: $(STAMP)  ## README's table and pictures, from committed records
-	$(BIN)/python tools/figures.py
+	$(BIN)/python -m tools.figures
 
 kernels: $(STAMP)  ## compile every CUDA kernel for every architecture (long): registers, spills, seconds; needs no GPU
 	$(BIN)/python -m tools.kernels --suites $(addprefix benchmarks/suites/,$(addsuffix .toml,fig10 fig11 squares conv3x3 depthwise networks_cuda))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tools import evidence
 from zeroskip.core.record import Record
 from zeroskip.report import accuracy_tables, columns, networks, plots, products, rivals
 from zeroskip.report.accuracy import paretos, read_trained, treatments
@@ -187,6 +188,18 @@ VARIANTS = (
 """The same of what a method's configurations took."""
 
 
+COUNTERS = (
+    "Counted by Nsight Compute (tools/counters.py), all caches warm; shares of the time in which multiprocessors are "
+    "active. Where L2's output is busy for 64% to 66% of it, x comes about as fast as it can: for 2048^3 that is 95% "
+    "of what plain reads reach (`l2_gbps`)."
+)
+INSTRUCTIONS = (
+    "Multiply-adds of 16 bytes without a load, one block on each of 128 multiprocessors (tools/instructions.py). "
+    "Found: the last launch left them in the caches. Schedulers alone would take 64 bytes a cycle over the number of "
+    "warps. In clusters of four and eight 128 blocks take two turns."
+)
+
+
 def on_gpu(gpu: str) -> dict[str, list[str]]:
     """Write docs/<GPU>.md, where what was not measured is left out; what README may show of it, by figure."""
     name, short = gpu.upper(), dict[str, list[str]]()
@@ -276,6 +289,10 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
         for batch in sorted({item.case["batch"] for item in compared[suite].all}):
             table = rivals.variants_table(compared[suite], cache="warm", batch=batch)
             section(f"{title}, {images(batch)}, warm", table, text)
+    table = evidence.counters_table(RESULTS / gpu / "counters.json")
+    section("What kernels wait for", table, COUNTERS)
+    table = evidence.instructions_table(RESULTS / gpu / "instructions.jsonl")
+    section("How fast instructions arrive", table, INSTRUCTIONS)
     comparisons, facts = suites["networks_cuda"]
     whole = networks.networks(comparisons)
     title = "Whole networks at 90% zeros"
