@@ -31,4 +31,4 @@ def reached(sms: int, cluster: int) -> int:
     A cluster lies in one part (GPC) of the GPU, and the parts are no multiples of it: an H200 with 132 of them has room
     for 30 clusters of 4 or 15 of 8 (cuOccupancyMaxActiveClusters), so that 128 blocks in such clusters take two turns.
     """
-    return sms if cluster <= 2 else sms * 10 // 11 // cluster * cluster
+    return sms if cluster <= 2 else max(sms * 10 // 11 // cluster, 1) * cluster

@@ -218,7 +218,7 @@ GOALS = (
         70.0,
         40.0,
         {
-            "sparsert": "x: 4.2 MB for each multiprocessor, at 95% of what L2 gives while they run (counters.json)",
+            "sparsert": "x: 4.2 MB for each multiprocessor, at over 90% of what L2 gives (counters.json)",
             "slab": "shared memory gives 32 floats a cycle, a quarter of the multiply-adds: 116 us",
         },
     ),
