@@ -464,6 +464,19 @@ def test_a_case_that_fails_is_a_record_and_the_next_one_runs(
     assert run(suite, "none.jsonl", resume=suite.parent / "r.jsonl") == 0
 
 
+def test_an_image_that_a_network_refuses_on_the_cpu_is_a_record_too(suite: Path) -> None:
+    layer = 'kind = "layer", name = "b", c = 4, k = 4, h = 2, w = 2, methods = ["dense"], baselines = [], rounds = 1'
+    suite.write_text(
+        'case = [{ kind = "model", name = "a", model = "squeezenet1_1", image = [3, 2, 2], baselines = [] }, '
+        f"{{ {layer} }}]"
+    )
+    assert run(suite) == 2
+    refused, measured = read(suite.parent / "r.jsonl").records
+    assert (refused.case["name"], refused.method, refused.status) == ("a", EVERY, "LAUNCH_ERROR")
+    assert refused.reason
+    assert (measured.case["name"], measured.method) == ("b", "dense")
+
+
 def test_a_gpu_that_no_longer_answers_ends_the_run_after_its_record(
     suite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,13 +127,18 @@ def _outcomes(path: Path, left: Iterator[tuple[int, BenchCase]], processes: int)
                 raise ZeroskipError(found.dead)
         return
     running, dead = set[Future[Outcome]](), ""
+    gone = f"a process that measured for {path.name} is gone: run the rest with --resume"
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
         while True:
             for index, _ in itertools.islice(left, 0 if dead else processes - len(running)):
                 device = this_gpu()
                 torch.cuda.empty_cache()
-                running.add(pool.submit(_outcome_of, path, index, device))
+                try:
+                    running.add(pool.submit(_outcome_of, path, index, device))
+                except BrokenProcessPool:
+                    dead = gone
+                    break
             if not running:
                 break
             ended, running = wait(running, return_when=FIRST_COMPLETED)
@@ -142,7 +147,7 @@ def _outcomes(path: Path, left: Iterator[tuple[int, BenchCase]], processes: int)
                     yield (found := future.result())
                     dead = dead or found.dead
                 except BrokenProcessPool:
-                    dead = f"a process that measured for {path.name} is gone: run the rest with --resume"
+                    dead = gone
     if dead:
         raise ZeroskipError(dead)
 
@@ -162,11 +167,10 @@ def _outcome(case: BenchCase, device: Device) -> Outcome:
 def _measured(case: BenchCase, device: Device) -> list[Record]:
     run: dict[str, Callable[[BenchCase, Device], list[Record]]]
     run = {"layer": bench_layer, "model": bench_model, "load": bench_load}
-    if device.kind == "cpu":
-        return run[case.kind](case, device)
     try:
         records = run[case.kind](case, device)
-        torch.cuda.synchronize()
+        if device.kind == "cuda":
+            torch.cuda.synchronize()
     except Exception as error:  # noqa: BLE001 -- the other cases are worth the machine's time
         reason = f"{type(error).__name__}: {first_line(error)}"
         records = [Record("", facts, EVERY, status_of(error), reason) for facts in case.all_facts]
