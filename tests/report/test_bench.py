@@ -559,10 +559,10 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines of the fake GPU are engines of the CPU."""
     monkeypatch.setattr(
         models,
-        "_compile",
+        "compiled",
         lambda case, model, x, device, skip_zeros: compile(model, x, threads=1, skip_zeros=skip_zeros),
     )
-    monkeypatch.setattr(models, "_timed_call", lambda engine, x, device: lambda: engine(x))
+    monkeypatch.setattr(models, "timed_call", lambda engine, x, device: lambda: engine(x))
     monkeypatch.setattr(models, "in_capture_thread", lambda function: function())
 
 

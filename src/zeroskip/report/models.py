@@ -76,7 +76,7 @@ def _bench_model(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
         # The second shows what fusion and graph gain without any zero skipped.
         for name, skip_zeros in (("zeroskip", True), ("zeroskip_dense", False)):
             started = time.perf_counter()
-            engine = _compile(case, model, x, device, skip_zeros)
+            engine = compiled(case, model, x, device, skip_zeros)
             if skip_zeros:
                 moved = Cost(0, sum(step.bytes for step in engine.plan.steps), 0)
             draft = Record(
@@ -94,7 +94,7 @@ def _bench_model(case: BenchCase, device: Device, timer: Timer) -> list[Record]:
                 y = engine(x)
                 if device.kind == "cuda":
                     draft.setup["call_us"] = _call_us(engine, x)
-                enter(draft, _timed_call(engine, x, device), y)
+                enter(draft, timed_call(engine, x, device), y)
     with torch.no_grad(), turn(device):
         for name in case.opponents:
             started = time.perf_counter()
@@ -137,7 +137,8 @@ def prepared(case: BenchCase, device: Device) -> tuple[nn.Module, Tensor]:
         return model.to(device.torch, dtype), x.to(device.torch, dtype)
 
 
-def _compile(case: BenchCase, model: nn.Module, x: Tensor, device: Device, skip_zeros: bool = True) -> Engine:
+def compiled(case: BenchCase, model: nn.Module, x: Tensor, device: Device, skip_zeros: bool = True) -> Engine:
+    """The case's engine, of what ``prepared`` gave."""
     if device.kind == "cpu":
         return compile(model, x, threads=case.threads, methods=case.methods, skip_zeros=skip_zeros)
     # Half precision is what the model has.
@@ -145,7 +146,8 @@ def _compile(case: BenchCase, model: nn.Module, x: Tensor, device: Device, skip_
     return compile(model, x, methods=case.methods, skip_zeros=skip_zeros, precision=precision)
 
 
-def _timed_call(engine: Engine, x: Tensor, device: Device) -> Call:
+def timed_call(engine: Engine, x: Tensor, device: Device) -> Call:
+    """What is timed of an engine, warm."""
     if device.kind == "cpu":
         return lambda: engine(x)
     # The engine replays a graph of its own, which cannot be captured in another.  This is what that graph holds; the
@@ -185,7 +187,7 @@ def bench_load(case: BenchCase, device: Device) -> list[Record]:
     """``zeroskip.load`` in fresh processes, after ``import torch`` and ``import zeroskip``; the first fills the build
     cache and is not counted."""
     model, x = prepared(case, device)
-    engine = _compile(case, model, x, device)
+    engine = compiled(case, model, x, device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.zsk"
         engine.save(path)
