@@ -182,11 +182,13 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
     blocks, tiles = config.blocks(shape) * config.split, config.tiles(shape)
     found = [config]
     if blocks * tiles <= device.num_sms:
-        found = [replace(config, registers=min(config.registers + UNDER_WAY, config.room))]
+        found = [_alone(config)]
     elif config.split == 1 and config.registers + OTHERS_OF_LOOP <= config.room:
         looping = replace(config, registers=config.registers + OTHERS_OF_LOOP)
         walks = sorted({device.num_sms // blocks, device.num_sms * looping.resident // blocks})
-        found += [replace(looping, walk=walk) for walk in walks if 0 < walk < tiles]
+        for walk in (walk for walk in walks if 0 < walk < tiles):
+            walking = replace(looping, walk=walk)
+            found.append(_alone(walking) if blocks * walk <= device.num_sms else walking)
     for one in found:
         try:
             check(layer, one)
@@ -195,6 +197,11 @@ def _variants(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[
         if one.shared_bytes(layer) <= device.shared_bytes:
             yield one
     yield from _slabs(layer, config, device)
+
+
+def _alone(config: SparseRTConfig) -> SparseRTConfig:
+    """With the registers that no other block of the multiprocessor needs."""
+    return replace(config, registers=min(config.registers + UNDER_WAY, config.room))
 
 
 def _slabs(layer: Layer, config: SparseRTConfig, device: Device) -> Iterator[SparseRTConfig]:
