@@ -16,11 +16,9 @@ import argparse
 import functools
 import json
 import math
-import os
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,16 +31,18 @@ from zeroskip.core.errors import ZeroskipError
 from zeroskip.core.jsonable import from_json, to_json
 from zeroskip.core.layer import Layer
 from zeroskip.core.record import Record
-from zeroskip.measure.bound import Case, Oracle, Prepared, Stage, bind, check, prepare
-from zeroskip.measure.others import measure_between
-from zeroskip.measure.timer import measure
+from zeroskip.measure.bound import Case, Oracle, Prepared, Stage, bind, check
+from zeroskip.measure.others import Timing
 from zeroskip.measure.turns import turn
 from zeroskip.methods.sparsert import estimate
 from zeroskip.methods.sparsert.config import SparseRTConfig
 from zeroskip.methods.sparsert.method import METHOD
+from zeroskip.plan.search import prepared
 from zeroskip.report.layers import layer_of
 from zeroskip.report.records import Writer, read
 from zeroskip.report.suite import BenchCase
+
+from .kernels import DEVICES
 
 SUITE = "sparsert_samples"
 LAYERS = (
@@ -94,28 +94,25 @@ def drawn(case: BenchCase, device: Device, count: int) -> list[SparseRTConfig]:
     return [one.config for one in chosen]
 
 
-def built(case: BenchCase, device: Device, count: int) -> dict[str, tuple[SparseRTConfig, Prepared]]:
+def built(case: BenchCase, device: Device, count: int) -> list[tuple[SparseRTConfig, Prepared]]:
     """Packed and assembled, on all cores."""
     segment, parameters = layer_of(case)
-    configs = drawn(case, device, count)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [
-            pool.submit(prepare, METHOD, segment, parameters, METHOD.candidate(segment, one), device) for one in configs
-        ]
-    return {str(index): (one, job.result()) for index, (one, job) in enumerate(zip(configs, jobs, strict=True))}
+    candidates = [METHOD.candidate(segment, config) for config in drawn(case, device, count)]
+    found = prepared(segment, {METHOD.name: METHOD}, parameters, device, {METHOD.name: candidates})[METHOD.name]
+    return [(one.config, ready()) for one, ready in zip(candidates, found, strict=True)]
 
 
 def sampled(case: BenchCase, device: Device, count: int) -> Iterator[Record]:
     """Times of those that are right, warm and between others' code."""
     segment, parameters = layer_of(case)
-    ready = built(case, device, count)
+    ready = {str(index): one for index, one in enumerate(built(case, device, count))}
     with torch.no_grad(), turn(device):
         data = Case.random(segment, device=device.torch)
         oracle, stages = Oracle(segment, parameters, data), dict[str, Stage]()
-        for name, (config, prepared) in ready.items():
+        for name, (config, own) in ready.items():
             try:
                 candidate = METHOD.candidate(segment, config)
-                stage = Stage(bind(METHOD, segment, parameters, candidate, device, prepared), data)
+                stage = Stage(bind(METHOD, segment, parameters, candidate, device, own), data)
                 right = check(stage, oracle).right
             except (ZeroskipError, RuntimeError) as error:
                 print(f"{case.name}: {type(error).__name__}: {error} with {config}", flush=True)
@@ -123,8 +120,8 @@ def sampled(case: BenchCase, device: Device, count: int) -> Iterator[Record]:
             if not right:
                 raise SystemExit(f"{case.name} is wrong with {config}")
             stages[name] = stage
-        for cache, timer in (("warm", measure), ("between", measure_between)):
-            for name, times in timer(stages, ROUNDS, device).times.items():
+        for cache, timing in (("warm", Timing(device)), ("between", Timing(device, between=True))):
+            for name, times in timing.measure(stages, ROUNDS).times.items():
                 config = to_json(ready[name][0])
                 yield Record(SUITE, case.facts | {"cache": cache}, METHOD.name, "OK", config=config, times=times)
 
@@ -143,21 +140,14 @@ def sample(out: Path, count: int) -> None:
 # -- fitting ------------------------------------------------------------------------------------------
 def points(path: Path, cache: str) -> list[tuple[float, Callable[[], float]]]:
     """Microseconds measured, and a call that says what the model now thinks."""
-    found = []
-    file = read(path)
-    for record in file.records:
+    found, device = [], DEVICES["sm_90a"]
+    for record in read(path).records:
         if record.times is None or record.case["cache"] != cache:
             continue
-        device = _device(file.environments[record.environment])
         layer = _layer(json.dumps({name: value for name, value in record.case.items() if name != "cache"}))
         config = from_json(SparseRTConfig, record.config)
         found.append((record.times.median_us, functools.partial(_model_us, layer, config, device)))
     return found
-
-
-def _device(facts: dict[str, object]) -> Device:
-    name = str(facts["device"])
-    return Device("cuda", name, 50 << 20, arch="sm_90a", num_sms=132, shared_bytes=227 * 1024)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from zeroskip.core.record import Times
 from zeroskip.cuda.assemble import build
 from zeroskip.cuda.compile import unpack
 from zeroskip.measure import others
+from zeroskip.measure.others import Timing
 from zeroskip.measure.timer import Measurement
 
 GPU = Device("cuda", "fake", 0)
@@ -31,7 +32,7 @@ def test_what_others_take_is_taken_off_sample_by_sample(monkeypatch: pytest.Monk
         samples = {"one": (12.0, 13.0), "two": (9.5, 12.0), others.ALONE: (8.0, 10.0)}
         return Measurement({name: Times(samples[name], "cuda") for name in variants}, True)
 
-    measured = others.measure_between(calls(log), 2, GPU, timer)
+    measured = Timing(GPU, timer, between=True).measure(calls(log), 2)
     assert log == ["others", "one", "others", "two", "others"]
     assert {name: times.samples_us for name, times in measured.times.items()} == {"one": (4.0, 3.0), "two": (1.5, 2.0)}
     assert measured.contended
@@ -47,14 +48,15 @@ def test_a_quick_look_takes_it_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
         return {("others", "one"): 12e-6, ("others",): 8e-6}[tuple(log)]
 
     monkeypatch.setattr(others, "once", once)
-    assert others.once_between(calls(log)["one"], GPU) == pytest.approx(4e-6)
+    assert Timing(GPU, between=True).once(calls(log)["one"]) == pytest.approx(4e-6)
 
 
 def test_on_a_cpu_nothing_is_in_between() -> None:
     log: list[str] = []
-    measured = others.measure_between(calls(log), 3, cpu(1))
+    timing = Timing(cpu(1), between=True)
+    measured = timing.measure(calls(log), 3)
     assert set(measured.times) == {"one", "two"}
-    assert others.once_between(calls(log)["one"], cpu(1)) > 0
+    assert timing.once(calls(log)["one"]) > 0
     assert set(log) == {"one", "two"}
 
 
@@ -71,7 +73,6 @@ def test_a_kernel_takes_longer_where_its_code_is_gone() -> None:
     """32 KB of straight code on every multiprocessor, and a kernel of a few instructions."""
     from zeroskip.core.device import cuda
     from zeroskip.cuda.launch import load
-    from zeroskip.measure.timer import measure
 
     device = cuda()
     straight = others.text().replace("mov.u32 %r1, %smid", "mov.u32 %r1, 0")
@@ -86,8 +87,9 @@ def test_a_kernel_takes_longer_where_its_code_is_gone() -> None:
 
     for call in (code, few):
         call()
-    alone = measure({"code": code, "few": few}, 15, device).times
-    between = others.measure_between({"code": code, "few": few}, 15, device).times
+    timing = Timing(device, between=True)
+    alone = Timing(device).measure({"code": code, "few": few}, 15).times
+    between = timing.measure({"code": code, "few": few}, 15).times
     assert between["code"].median_us > alone["code"].median_us + 1.5
     assert between["few"].median_us < alone["few"].median_us + 1.5
-    assert others.once_between(code, device) * 1e6 > alone["code"].median_us + 1.0
+    assert timing.once(code) * 1e6 > alone["code"].median_us + 1.0

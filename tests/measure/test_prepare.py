@@ -14,6 +14,7 @@ from zeroskip.core.layer import ConvShape, Layer, Sparsity
 from zeroskip.core.method import Candidate
 from zeroskip.core.record import Times
 from zeroskip.measure.bound import Case, Oracle, Stage, bind, check, prepare
+from zeroskip.measure.others import Timing
 from zeroskip.measure.timer import Measurement, Variants
 from zeroskip.methods import registry
 from zeroskip.plan.tune import remembering, tune
@@ -71,7 +72,7 @@ def test_candidates_may_be_given_instead_of_the_methods_own() -> None:
     segment, parameters = job()
     methods = {"dense": registry()["dense"]}
     chosen: Mapping[str, list[Candidate[Any]]] = {"dense": [methods["dense"].configs(segment, DEVICE)[-1]]}
-    found = tune(segment, methods, parameters, DEVICE, Clock(), chosen)
+    found = tune(segment, methods, parameters, Timing(DEVICE, Clock()), chosen)
     assert [option.candidate for option in found.options] == chosen["dense"]
 
 
@@ -81,14 +82,14 @@ def test_a_layer_is_tuned_once_where_that_is_remembered() -> None:
     dense = {"dense": both["dense"]}
     clock = Clock()
     with remembering():
-        first = tune(segment, both, parameters, DEVICE, clock)
-        again = tune(segment, dense, parameters, DEVICE, clock)
+        first = tune(segment, both, parameters, Timing(DEVICE, clock))
+        again = tune(segment, dense, parameters, Timing(DEVICE, clock))
         assert clock.asked == 1
         assert again.options == tuple(option for option in first.options if option.method == "dense")
         other, more = job(0.6)
-        tune(other, both, more, DEVICE, clock)
+        tune(other, both, more, Timing(DEVICE, clock))
         assert clock.asked == 2
-    tune(segment, both, parameters, DEVICE, clock)
+    tune(segment, both, parameters, Timing(DEVICE, clock))
     assert clock.asked == 3
 
 
@@ -97,8 +98,8 @@ def test_more_methods_than_were_remembered_are_tuned() -> None:
     both = {name: registry()[name] for name in ("dense", "escort")}
     clock = Clock()
     with remembering():
-        tune(segment, {"dense": both["dense"]}, parameters, DEVICE, clock)
-        found = tune(segment, both, parameters, DEVICE, clock)
+        tune(segment, {"dense": both["dense"]}, parameters, Timing(DEVICE, clock))
+        found = tune(segment, both, parameters, Timing(DEVICE, clock))
         assert clock.asked == 2
         assert {option.method for option in found.options} == set(both)
 
@@ -106,5 +107,5 @@ def test_more_methods_than_were_remembered_are_tuned() -> None:
 def test_nothing_to_run_is_no_option() -> None:
     segment, parameters = job()
     clock = Clock()
-    found = tune(segment, {}, parameters, DEVICE, clock)
+    found = tune(segment, {}, parameters, Timing(DEVICE, clock))
     assert (found.options, found.rejected, clock.asked) == ((), (), 0)

@@ -17,7 +17,9 @@ from zeroskip.core.graph import Segment
 from zeroskip.core.layout import Layout
 from zeroskip.core.method import Candidate, layer_parameters
 from zeroskip.core.record import Times
+from zeroskip.measure import others
 from zeroskip.measure.bound import Stage
+from zeroskip.measure.others import Timing
 from zeroskip.measure.timer import Measurement
 from zeroskip.plan import search as module
 from zeroskip.plan import tune
@@ -55,13 +57,13 @@ def tried(monkeypatch: pytest.MonkeyPatch, **methods: Timed) -> tuple[dict[str, 
         finals.extend(stage.bound.candidate.config.number for stage in variants.values())
         return Measurement({key: Times((1.0,), "cpu") for key in variants}, False)
 
-    monkeypatch.setattr(tune, "once", once)
+    monkeypatch.setattr(others, "once", once)
     monkeypatch.setattr(module, "MOST_CANDIDATES", {"cpu": COUNT})
     torch.manual_seed(0)
     program = program_of(nn.Sequential(nn.Conv2d(2, 3, 1)), torch.randn(1, 2, 4, 4))
     (segment,) = Fake().claim(program.graph, program.layers(), "0", cpu(1))
     parameters = layer_parameters(program.graph, segment, program.tensors)
-    tune.tune(segment, methods, parameters, cpu(1), timer)
+    tune.tune(segment, methods, parameters, Timing(cpu(1), timer))
     return seen, finals
 
 

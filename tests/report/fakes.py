@@ -10,9 +10,8 @@ import torch
 
 from zeroskip.core.device import Device
 from zeroskip.core.record import Times
+from zeroskip.measure import others
 from zeroskip.measure.timer import Measurement, Variants
-from zeroskip.plan import tune
-from zeroskip.report import layers
 
 L2_BYTES = 50_000
 
@@ -60,8 +59,7 @@ class Clock:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     """What touches CUDA is replaced."""
     once: Callable[..., float] = lambda call, device: 1e-5  # noqa: E731
-    monkeypatch.setattr(tune, "once", once)
-    monkeypatch.setattr(layers, "once", once)
+    monkeypatch.setattr(others, "once", once)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *arguments: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     return fake_gpu()

@@ -25,6 +25,7 @@ from zeroskip.core.record import Record
 from zeroskip.measure import others
 from zeroskip.measure.bound import Oracle
 from zeroskip.measure.graphs import Rotation
+from zeroskip.measure.others import Timing
 from zeroskip.methods import registry
 from zeroskip.methods.dense.blocks import BLOCKS
 from zeroskip.methods.dense.config import DenseConfig
@@ -81,7 +82,6 @@ def test_between_others_everything_is_tuned_anew_and_timed_behind_them(
 ) -> None:
     log: list[str] = []
     monkeypatch.setattr(others, "_of", lambda device: lambda: log.append("others"))
-    monkeypatch.setattr(others, "once", lambda call, device: 1e-5)
     clock = Clock({others.ALONE: 6.0}, otherwise=10.0)
     records = bench_layer(case(caches=("warm", "between")), gpu, clock)
     names = {*LIBRARIES, *OPPONENTS}
@@ -182,7 +182,7 @@ def test_errors_have_their_status() -> None:
 
 # -- one idea of a method left out ---------------------------------------------------------------------
 def work(device: Device, **more: Any) -> Work:
-    return Work.of(case(h=56, w=56, c=64, k=64, **more), device)
+    return Work.of(case(h=56, w=56, c=64, k=64, **more), Timing(device))
 
 
 def test_fixed_fields_are_fixed_and_the_rest_is_left_to_choose() -> None:
@@ -227,7 +227,7 @@ def test_a_restriction_that_fits_nothing_is_a_record(gpu: FakeGpu) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", ["cublas", "cublas_epilogue"])
 def test_every_form_of_the_dense_product_computes_it(name: str, batch: int, precision: Precision) -> None:
-    found = Work.of(case(batch=batch, precision=precision), fake_gpu())
+    found = Work.of(case(batch=batch, precision=precision), Timing(fake_gpu()))
     bias = found.parameters["bias"]
     opponent = column(name, found.layer, found.parameters["weight"], bias)
     layer = replace(found.layer, epilogue=opponent.epilogue)
@@ -253,16 +253,16 @@ def test_what_is_no_product_has_no_such_opponent() -> None:
 def test_every_block_is_tried_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vendors, "triton_runs", lambda: True)
     for precision in ("fp32", "tf32", "fp16"):
-        found = vendors.triton_candidates(Work.of(case(precision=precision), fake_gpu()).segment, fake_gpu())
+        found = vendors.triton_candidates(Work.of(case(precision=precision), Timing(fake_gpu())).segment, fake_gpu())
         configs = [candidate.config for candidate in found]
         assert len(set(configs)) == len(configs) == 2 * len(BLOCKS) <= MOST_CANDIDATES["cuda"]
         assert {config.library for config in configs} == {"triton"}
         assert {config.order for config in configs[:2]} == {"nhwc", "nchw"}
     with pytest.raises(Unsupported, match="1x1"):
-        vendors.triton_candidates(Work.of(case(kernel=3, padding=1), fake_gpu()).segment, fake_gpu())
+        vendors.triton_candidates(Work.of(case(kernel=3, padding=1), Timing(fake_gpu())).segment, fake_gpu())
     monkeypatch.setattr(vendors, "triton_runs", lambda: False)
     with pytest.raises(Unsupported, match="Triton"):
-        vendors.triton_candidates(Work.of(case(), fake_gpu()).segment, fake_gpu())
+        vendors.triton_candidates(Work.of(case(), Timing(fake_gpu())).segment, fake_gpu())
 
 
 def test_the_search_among_blocks_is_an_opponent(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,16 +106,32 @@ def _of(device: Device) -> Callable[[], object] | None:
     return None if device.kind == "cpu" else _others(torch.cuda.current_device())
 
 
-def measure_between(variants: Variants, rounds: int, device: Device, timer: Timer = measure) -> Measurement:
-    """``timer``'s times of variants between others' code, on a GPU; on a CPU its own times."""
-    if (others := _of(device)) is None:
-        return timer(variants, rounds, device)
-    behind = {name: Behind(others, call) for name, call in variants.items()}
-    measured = timer({**behind, ALONE: others}, rounds, device)
-    return Measurement(without(measured.times, ALONE), measured.contended)
+@dataclass(frozen=True)
+class Timing:
+    """How calls are timed on ``device``: alone, or ``between`` others' code, which on a CPU is the same."""
+
+    device: Device
+    timer: Timer = measure
+    between: bool = False
+
+    def measure(self, variants: Variants, rounds: int) -> Measurement:
+        """In turns, by the timer."""
+        others = _of(self.device) if self.between else None
+        if others is None:
+            return self.timer(variants, rounds, self.device)
+        behind = {name: Behind(others, call) for name, call in variants.items()}
+        measured = self.timer({**behind, ALONE: others}, rounds, self.device)
+        return Measurement(_without(measured.times, ALONE), measured.contended)
+
+    def once(self, call: Callable[[], object]) -> float:
+        """Seconds, at a first look."""
+        others = _of(self.device) if self.between else None
+        if others is None:
+            return once(call, self.device)
+        return max(once(Behind(others, call), self.device) - once(others, self.device), 0.0)
 
 
-def without(times: dict[str, Times], alone: str) -> dict[str, Times]:
+def _without(times: dict[str, Times], alone: str) -> dict[str, Times]:
     """Of every other variant, sample by sample, what it takes beyond the one that is ``alone``."""
     own = times[alone]
     return {
@@ -123,10 +139,3 @@ def without(times: dict[str, Times], alone: str) -> dict[str, Times]:
         for name, found in times.items()
         if name != alone
     }
-
-
-def once_between(call: Callable[[], object], device: Device) -> float:
-    """``once`` between others' code, on a GPU, in seconds."""
-    if (others := _of(device)) is None:
-        return once(call, device)
-    return max(once(Behind(others, call), device) - once(others, device), 0.0)

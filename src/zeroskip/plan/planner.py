@@ -17,6 +17,7 @@ from zeroskip.core.graph import CONV, LINEAR, Graph, Segment
 from zeroskip.core.jsonable import to_json
 from zeroskip.core.layer import Layer
 from zeroskip.core.method import AnyMethod, layer_parameters
+from zeroskip.measure.others import Timing
 from zeroskip.measure.timer import Timer, measure
 from zeroskip.model.program import Program
 from zeroskip.plan.cover import Choice, CopyCost, cover
@@ -54,6 +55,7 @@ def tune_program(
     """Measure every method on every distinct layer of ``program``."""
     started = time.perf_counter()
     graph, layers = program.graph, program.layers()
+    timing = Timing(device, timer, between=True)  # as the network will run each
     known: dict[tuple[object, ...], Tuned] = {}
     options: dict[str, tuple[Option, ...]] = {}
     refused: dict[str, tuple[Rejection, ...]] = {}
@@ -70,7 +72,7 @@ def tune_program(
             key = (tuple(layer.key for layer in segment.layers), tuple(sorted(able)))
             if key not in known:
                 parameters = layer_parameters(graph, segment, program.tensors)
-                known[key] = tune(segment, able, parameters, device, timer, between=True)
+                known[key] = tune(segment, able, parameters, timing)
             contended |= known[key].contended
             found += [replace(option, segment=segment) for option in known[key].options]
             reasons += known[key].rejected

@@ -118,10 +118,10 @@ class Search(ABC):
     def _try(self, some: Mapping[str, Sequence[Candidate[Any]]]) -> None:
         """Have each measured once."""
         with pause():
-            prepared = _prepared(self.segment, self.methods, self.parameters, self.device, some)
+            built = prepared(self.segment, self.methods, self.parameters, self.device, some)
         for name, found in some.items():
             self._layouts[name] |= {layouts(one) for one in found}
-            for candidate, ready in zip(found, prepared[name], strict=True):
+            for candidate, ready in zip(found, built[name], strict=True):
                 try:
                     seconds = self.measure(name, candidate, ready)
                 except Wrong as error:
@@ -149,7 +149,7 @@ def _first(found: Sequence[Candidate[Any]]) -> list[Candidate[Any]]:
     ]
 
 
-def _prepared(
+def prepared(
     segment: Segment,
     methods: Mapping[str, AnyMethod],
     parameters: Mapping[str, Tensor],

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from zeroskip.core.cost import Cost
-from zeroskip.core.device import Device
 from zeroskip.core.graph import Segment
 from zeroskip.core.method import AnyMethod, Candidate
 from zeroskip.measure.bound import Bound, Case, Oracle, Prepared, Stage, bind, check, packed_bytes
-from zeroskip.measure.others import measure_between, once_between
-from zeroskip.measure.timer import Timer, once
+from zeroskip.measure.others import Timing
 from zeroskip.measure.turns import turn
 from zeroskip.plan.plan import Rejection
 from zeroskip.plan.search import Search, Wrong, layouts
@@ -83,10 +81,8 @@ def tune(
     segment: Segment,
     methods: Mapping[str, AnyMethod],
     parameters: Mapping[str, Tensor],
-    device: Device,
-    timer: Timer,
+    timing: Timing,
     candidates: Mapping[str, Sequence[Candidate[Any]]] | None = None,
-    between: bool = False,
 ) -> Tuned:
     """Check and time the candidates of every method in ``methods`` for a segment of one layer.
 
@@ -94,15 +90,15 @@ def tune(
 
     Args:
         candidates: by method, what to try instead of the method's own choice.
-        between: on a GPU, time each between others' code, as a network runs it (``measure.others``).
     """
+    device = timing.device
     known = None if candidates is not None else _known.get()
     key = (tuple(layer.key for layer in segment.layers), device.kind, device.name, device.threads)
     if known is not None and key in known:
         names, found = known[key]
         if names >= set(methods):
             return found.of(methods)
-    tuned = _tune(segment, methods, parameters, device, timer, candidates or {}, between)
+    tuned = _tune(segment, methods, parameters, timing, candidates or {})
     if known is not None:
         known[key] = (frozenset(methods), tuned)
     return tuned
@@ -112,13 +108,11 @@ def _tune(
     segment: Segment,
     methods: Mapping[str, AnyMethod],
     parameters: Mapping[str, Tensor],
-    device: Device,
-    timer: Timer,
+    timing: Timing,
     candidates: Mapping[str, Sequence[Candidate[Any]]],
-    between: bool,
 ) -> Tuned:
-    with torch.no_grad(), turn(device):
-        search = _Measured(segment, methods, parameters, device, between)
+    with torch.no_grad(), turn(timing.device):
+        search = _Measured(segment, methods, parameters, timing)
         search.all(candidates)
         rejected = tuple(
             Rejection(name, search.problems.get(name) or "has no configuration for this layer")
@@ -138,7 +132,7 @@ def _tune(
             stage()
         each_round = time.perf_counter() - started
         rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, math.ceil(FINAL_SECONDS / max(each_round, 1e-4))))
-        measured = measure_between(stages, rounds, device, timer) if between else timer(stages, rounds, device)
+        measured = timing.measure(stages, rounds)
     options = [_option(stages[key].bound, times.median_us) for key, times in measured.times.items()]
     return Tuned(tuple(sorted(options, key=lambda option: option.time_us)), rejected, measured.contended)
 
@@ -147,16 +141,11 @@ class _Measured(Search):
     """Checks candidates against float64 and times each once."""
 
     def __init__(
-        self,
-        segment: Segment,
-        methods: Mapping[str, AnyMethod],
-        parameters: Mapping[str, Tensor],
-        device: Device,
-        between: bool,
+        self, segment: Segment, methods: Mapping[str, AnyMethod], parameters: Mapping[str, Tensor], timing: Timing
     ) -> None:
-        super().__init__(segment, methods, parameters, device)
-        self.between = between
-        self.case = Case.random(segment, device=device.torch)
+        super().__init__(segment, methods, parameters, timing.device)
+        self.timing = timing
+        self.case = Case.random(segment, device=timing.device.torch)
         self.oracle = Oracle(segment, parameters, self.case)
         self.quickest: dict[str, list[tuple[float, Stage]]] = {name: [] for name in methods}
         """By method, those that are ``_kept``; the others' memory is free for what comes."""
@@ -168,7 +157,7 @@ class _Measured(Search):
         # A dense library defines what the model computes, however often it rounds in half precision.
         if not verdict.right and method.exploits != "nothing":
             raise Wrong(f"WRONG: an element is {verdict.worst:.3g} times its error bound away with {candidate.config}")
-        seconds = once_between(stage, self.device) if self.between else once(stage, self.device)
+        seconds = self.timing.once(stage)
         self.quickest[name] = _kept([*self.quickest[name], (seconds, stage)])
         return seconds
 

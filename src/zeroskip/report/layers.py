@@ -23,8 +23,8 @@ from zeroskip.core.oracle import TOLERANCE
 from zeroskip.core.record import Record, Status
 from zeroskip.measure.bound import Bound, Case, Oracle, Stage, bind, check, packed_bytes
 from zeroskip.measure.graphs import Rotation
-from zeroskip.measure.others import measure_between, once_between
-from zeroskip.measure.timer import Measurement, Timer, measure, once
+from zeroskip.measure.others import Timing
+from zeroskip.measure.timer import Timer, measure
 from zeroskip.measure.turns import turn
 from zeroskip.methods import registry
 from zeroskip.plan.search import MOST_CANDIDATES
@@ -75,22 +75,24 @@ class Work:
     """The layer of a case with what it computes on."""
 
     case: BenchCase
-    device: Device
+    timing: Timing
     segment: Segment
     parameters: Mapping[str, Tensor]
     """On the CPU."""
     data: Case
     oracle: Oracle
     cost: Cost
-    between: bool = False
-    """Timed between others' code."""
 
     @staticmethod
-    def of(case: BenchCase, device: Device) -> Work:
+    def of(case: BenchCase, timing: Timing) -> Work:
         segment, parameters = layer_of(case)
-        data = Case.random(segment, device=device.torch)
+        data = Case.random(segment, device=timing.device.torch)
         cost = registry()["dense"].cost(segment)
-        return Work(case, device, segment, parameters, data, Oracle(segment, parameters, data), cost)
+        return Work(case, timing, segment, parameters, data, Oracle(segment, parameters, data), cost)
+
+    @property
+    def device(self) -> Device:
+        return self.timing.device
 
     @property
     def layer(self) -> Layer:
@@ -109,16 +111,6 @@ class Work:
             bytes=self.cost.moved,
             **more,
         )
-
-    def once(self, call: Call) -> float:
-        """Seconds, at a first look."""
-        return once_between(call, self.device) if self.between else once(call, self.device)
-
-    def measure(self, calls: Mapping[str, Call], rounds: int, timer: Timer) -> Measurement:
-        """In turns."""
-        if self.between:
-            return measure_between(calls, rounds, self.device, timer)
-        return timer(calls, rounds, self.device)
 
     def sets(self) -> list[Case]:
         """Inputs for a cold cache: with the outputs written, more than it holds, several times over."""
@@ -145,23 +137,24 @@ def bench_layer(case: BenchCase, device: Device, timer: Timer = measure) -> list
     """Every method tuned and checked, then the best configuration of each and every opponent timed in turns; on a GPU
     once for each of the case's caches.  What cannot be timed is a record that says why."""
     with turn(device):
-        work = Work.of(case, device)
+        work = Work.of(case, Timing(device, timer))
         if device.kind == "cpu":
-            return _bench_layer(work, (), timer)
-        between = replace(work, between=True)
+            return _bench_layer(work, ())
         alone = tuple(cache for cache in case.caches if cache != BETWEEN)
-        records = _bench_layer(work, alone, timer) if alone else []
-        return records + (_bench_layer(between, (BETWEEN,), timer) if BETWEEN in case.caches else [])
+        records = _bench_layer(work, alone) if alone else []
+        if BETWEEN in case.caches:
+            records += _bench_layer(replace(work, timing=replace(work.timing, between=True)), (BETWEEN,))
+        return records
 
 
-def _bench_layer(work: Work, caches: Sequence[Cache], timer: Timer) -> list[Record]:
+def _bench_layer(work: Work, caches: Sequence[Cache]) -> list[Record]:
     case, device = work.case, work.device
     entrants: list[Contender | Record] = []
     for name, method in registry().items():
         if case.methods is None or name in case.methods:
-            entrants.append(_tuned(work, name, method, timer))
-        entrants += [_tuned(work, name, method, timer, fields) for fields in case.configs.get(name, ())]
-    entrants += [_opponent(work, name, timer) for name in case.opponents]
+            entrants.append(_tuned(work, name, method))
+        entrants += [_tuned(work, name, method, fields) for fields in case.configs.get(name, ())]
+    entrants += [_opponent(work, name) for name in case.opponents]
     contenders: list[Contender] = []
     records: list[Record] = []
     for entrant in entrants:
@@ -170,18 +163,16 @@ def _bench_layer(work: Work, caches: Sequence[Cache], timer: Timer) -> list[Reco
         else:
             records.append(entrant)
     if device.kind == "cpu":
-        return records + _timed(work, contenders, [work.data], None, timer)
+        return records + _timed(work, contenders, [work.data], None)
     found = [replace(record, case=case.facts | {"cache": cache}) for cache in caches for record in records]
     for cache in caches:
         sets = work.sets() if cache == "cold" else [work.data]
-        found += _timed(work, contenders, sets, cache, timer)
+        found += _timed(work, contenders, sets, cache)
     return found
 
 
 # -- who takes part -----------------------------------------------------------------------------------
-def _tuned(
-    work: Work, name: str, method: AnyMethod, timer: Timer, fields: Mapping[str, Any] | None = None
-) -> Contender | Record:
+def _tuned(work: Work, name: str, method: AnyMethod, fields: Mapping[str, Any] | None = None) -> Contender | Record:
     """The method's best configuration, with some ``fields`` of it fixed."""
     label = name if fields is None else f"{name}:{fields[LABEL]}"
     if not isinstance(method, LayerMethod):
@@ -189,7 +180,7 @@ def _tuned(
     if refusal := method.supports(work.layer, work.device):
         return work.draft(label, "UNSUPPORTED", refusal)
     if fields is None:
-        return _best(work, label, method, timer)
+        return _best(work, label, method)
     fixed = {key: value for key, value in fields.items() if key != LABEL}
     try:
         candidates = restricted(method, work.segment, work.device, fixed)
@@ -197,16 +188,16 @@ def _tuned(
         return work.draft(label, "UNSUPPORTED", str(reason))
     if not candidates:
         return work.draft(label, "UNSUPPORTED", f"no configuration with {fixed} fits this layer")
-    return _best(work, label, method, timer, candidates)
+    return _best(work, label, method, candidates)
 
 
 def _best(
-    work: Work, label: str, method: AnyMethod, timer: Timer, candidates: Sequence[Candidate[Any]] | None = None
+    work: Work, label: str, method: AnyMethod, candidates: Sequence[Candidate[Any]] | None = None
 ) -> Contender | Record:
     """The fastest of the method's candidates, or of these, under a name."""
     started = time.perf_counter()
     among = None if candidates is None else {method.name: candidates}
-    tuned = tune(work.segment, {method.name: method}, work.parameters, work.device, timer, among, work.between)
+    tuned = tune(work.segment, {method.name: method}, work.parameters, work.timing, among)
     seconds = time.perf_counter() - started
     if not tuned.options:
         return work.draft(label, _status(tuned.rejected[0].reason), tuned.rejected[0].reason)
@@ -268,13 +259,13 @@ def restricted(method: AnyMethod, segment: Segment, device: Device, fixed: Mappi
     return list(found.values())
 
 
-def _opponent(work: Work, name: str, timer: Timer) -> Contender | Record:
+def _opponent(work: Work, name: str) -> Contender | Record:
     started = time.perf_counter()
     try:
         if name == "triton":
             candidates = triton_candidates(work.segment, work.device)
-            return _best(work, name, registry()["dense"], timer, candidates)
-        contender = _vendor(work, name, timer) if work.device.kind == "cuda" else _torch(work, name)
+            return _best(work, name, registry()["dense"], candidates)
+        contender = _vendor(work, name) if work.device.kind == "cuda" else _torch(work, name)
     except Unsupported as reason:
         return work.draft(name, "UNSUPPORTED", str(reason))
     except (ZeroskipError, RuntimeError) as error:
@@ -286,7 +277,7 @@ def _opponent(work: Work, name: str, timer: Timer) -> Contender | Record:
     return replace(contender, draft=draft)
 
 
-def _vendor(work: Work, name: str, timer: Timer) -> Contender:
+def _vendor(work: Work, name: str) -> Contender:
     """The fastest way to call a library of the GPU, of those that compute the right values.
 
     Raises:
@@ -308,14 +299,14 @@ def _vendor(work: Work, name: str, timer: Timer) -> Contender:
             call = form(work.data.x)
             error = oracle.judge(call()).relative
             if error <= TOLERANCE[work.layer.precision]:
-                seconds[how], right[how] = work.once(call), error
+                seconds[how], right[how] = work.timing.once(call), error
             else:
                 wrong[how] = error
         except (ZeroskipError, RuntimeError) as problem:
             failed.append(problem)
     if not right and not wrong:
         raise failed[-1]
-    best = _fastest(work, found, seconds, timer) if right else next(iter(wrong))
+    best = _fastest(work, found, seconds) if right else next(iter(wrong))
     config: dict[str, Any] = {"form": best, "forms": len(found.forms)}
     if refused := len(found.forms) - len(right):
         config["refused"] = refused
@@ -335,7 +326,7 @@ def _by_way(seconds: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def _fastest(work: Work, found: Column, seconds: Mapping[str, float], timer: Timer) -> str:
+def _fastest(work: Work, found: Column, seconds: Mapping[str, float]) -> str:
     """The form with the least time; of many the quickest few are timed again, in turns."""
     ranked = sorted(seconds, key=lambda how: seconds[how])
     if len(ranked) <= FINALISTS:
@@ -343,7 +334,7 @@ def _fastest(work: Work, found: Column, seconds: Mapping[str, float], timer: Tim
     calls: dict[str, Call] = {how: found.forms[how](work.data.x) for how in ranked[:FINALISTS]}
     for call in calls.values():
         call()
-    times = work.measure(calls, FINAL_ROUNDS, timer).times
+    times = work.timing.measure(calls, FINAL_ROUNDS).times
     return min(times, key=lambda how: times[how].median_us)
 
 
@@ -361,9 +352,7 @@ def _torch(work: Work, name: str) -> Contender:
 
 
 # -- times --------------------------------------------------------------------------------------------
-def _timed(
-    work: Work, contenders: Sequence[Contender], sets: Sequence[Case], cache: Cache | None, timer: Timer
-) -> list[Record]:
+def _timed(work: Work, contenders: Sequence[Contender], sets: Sequence[Case], cache: Cache | None) -> list[Record]:
     """A record for every contender, timed in turns with the others."""
     facts = work.case.facts if cache is None else work.case.facts | {"cache": cache}
     drafts: dict[str, Record] = {}
@@ -380,7 +369,7 @@ def _timed(
             drafts[draft.method] = draft
         if not calls:
             return failed
-        measured = work.measure(calls, work.case.rounds, timer)
+        measured = work.timing.measure(calls, work.case.rounds)
     own, found = work.data.bytes + work.output_bytes, []
     for name, times in measured.times.items():
         record = replace(drafts[name], times=times, contended=measured.contended)

@@ -231,7 +231,6 @@ class _Code:
             slabs.leave(self.body, self.base, slab, self.first)
         for waiting in (*self.before, *self.loaded):
             self._products(*waiting)
-        self.before, self.loaded = [], []
         self._end_chains()
 
     def _take(self, entries: Sequence[tuple[int, str]], words: list[str]) -> None:
