@@ -83,17 +83,25 @@ def test_vectors_of_every_type_and_width_add(dtype: torch.dtype, width: int) -> 
 
 @pytest.mark.gpu
 def test_a_launch_goes_to_the_stream_that_is_current() -> None:
-    """On a side stream that is kept busy: the default stream, which does not wait for it, sees the old values."""
+    """On a side stream that waits for the host: the default stream, which does not wait for it, sees the old values."""
+    from cuda.bindings import driver
+
     y, x = data()
     old, want = y.clone(), x + 0.5 * y
+    gate = torch.zeros(1, dtype=torch.int32, pin_memory=True)
     add = kernel("add<float, 4>")
     add.launch(GRID, BLOCK, (torch.zeros_like(y), x, 0.5, COUNT))
+    assert not torch.equal(want, old)
     side = torch.cuda.Stream()
     torch.cuda.synchronize()
-    with torch.cuda.stream(side):
-        torch.cuda._sleep(2_000_000_000)
-        add.launch(GRID, BLOCK, (y, x, 0.5, COUNT))
-    assert torch.equal(y, old)
+    (status,) = driver.cuStreamWaitValue32(side.cuda_stream, gate.data_ptr(), 1, 0)
+    assert status == 0
+    try:
+        with torch.cuda.stream(side):
+            add.launch(GRID, BLOCK, (y, x, 0.5, COUNT))
+        assert torch.equal(y, old)
+    finally:
+        gate.fill_(1)
     side.synchronize()
     assert torch.equal(y, want)
 
