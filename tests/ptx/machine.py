@@ -136,15 +136,11 @@ class Machine:
             self.ready = [group for (_, group), one in zip(self.parked, over, strict=True) if one]
             self.parked = [parked for parked, one in zip(self.parked, over, strict=True) if not one]
             return
-        if any(kind == "team" for kind, _ in self.parked) and self._release_teams():
-            return
         counting = [parked for parked in self.parked if parked[0] == "count"]
         self.parked = [parked for parked in self.parked if parked[0] != "count"]
         if counting and not self.parked:
             raise Fault("a barrier waits for arrivals or bytes that never come")
         kinds = {kind for kind, _ in self.parked}
-        if "team" in kinds:
-            raise Fault("a barrier waits for threads that never come")
         waiting = np.zeros(len(self.exited), np.bool_)
         for _, group in self.parked:
             waiting[group.threads] = True
@@ -160,28 +156,6 @@ class Machine:
             raise Fault(f"not all threads of a block reach the barrier: {sorted(kinds)}")
         self.epoch += 1
         self.ready, self.parked = [group for _, group in self.parked], counting
-
-    def _release_teams(self) -> bool:
-        """Let those go on that wait at a barrier for a part of their block, if as many are there as it is for.  What
-        they did before counts as unordered still."""
-        there: dict[tuple[int, int, int], int] = {}
-        places: list[set[tuple[int, int, int]]] = []
-        for kind, group in self.parked:
-            places.append(set())
-            if kind == "team":
-                number, count = map(int, group.function.code[group.at - 1].operands)
-                if not 0 < number < 16 or count % 32:
-                    raise Fault(f"there is no barrier {number} for {count} threads")
-                for block, threads in enumerate(np.bincount(group.threads // self.block[0])):
-                    if threads:
-                        places[-1].add((block, number, count))
-                        there[block, number, count] = there.get((block, number, count), 0) + int(threads)
-        if any(threads > count for (_, _, count), threads in there.items()):
-            raise Fault("more threads reach a barrier than it is for")
-        full = [bool(own) and all(there[place] == place[2] for place in own) for own in places]
-        self.ready = [group for (_, group), one in zip(self.parked, full, strict=True) if one]
-        self.parked = [parked for parked, one in zip(self.parked, full, strict=True) if not one]
-        return bool(self.ready)
 
     # -- one instruction --------------------------------------------------------------------------------------
     def _step(self, group: _Group, instruction: Instruction) -> bool:
@@ -212,10 +186,6 @@ class Machine:
                 raise Fault(f"{function.name} returns")
             parameters: dict[str, Array | int] = dict(zip(function.parameters, group.passed, strict=True))
             self.ready.append(_Group(group.threads, function, parameters))
-            return False
-        if name == "bar.sync" and len(operands) > 1:
-            self._whole_warps(group)
-            self.parked.append(("team", group))
             return False
         if name in ("bar.sync", "barrier.sync", "barrier.cluster.wait.aligned"):
             self._whole_warps(group)

@@ -21,13 +21,9 @@ OTHERS_OF_PIECE = 12
 """Registers for each piece of a thread where there are tests for the border: address, coordinates, stores."""
 OTHERS_OF_LOOP = 16
 """Registers that a loop over tiles holds for all of them."""
-OTHERS_OF_SLABS = 28
-"""Registers of a thread beside its sums and elements of x, where teams meet: with fewer ptxas spills."""
 SHORTEST_RING = 4
 RUN = 8
 """Pixels that the next tile begins at a multiple of: 32 bytes of float32, which L2 gives at once."""
-MOST_MEETING = 15
-"""Barriers of a block that are not everybody's."""
 MOST_REGISTERS, SCHEDULERS = 255, 4
 """Registers of a thread; schedulers of a multiprocessor, which have equally many, for a quarter of the warps each."""
 
@@ -57,10 +53,6 @@ class SparseRTConfig:
     ``slab``: 0, or how many input channels of x the copy engine brings to shared memory at a time, ``stages`` of them
     under way; ``mates`` blocks of a cluster, of neighbouring rows and the same pixels, each ask for a part of every
     slab, which goes to all of them (``slabs.py``).
-
-    ``meet``: 0, or after how many instructions the warps of a team wait for each other, so that they take the same ones
-    from the instruction caches; with slabs only, since behind such a barrier ptxas writes two instructions more for
-    each load from global memory.
     """
 
     rows: int
@@ -79,12 +71,11 @@ class SparseRTConfig:
     slab: int = 0
     stages: int = 1
     mates: int = 1
-    meet: int = 0
 
     def __post_init__(self) -> None:
         sizes = (self.rows, self.pieces, self.warps, self.stack, self.groups)
-        if min(sizes) < 1 or min(self.walk, self.terms, self.meet) < 0:
-            raise ValueError(f"sizes must be positive, walk, terms and meet at least 0, got {self}")
+        if min(sizes) < 1 or self.walk < 0 or self.terms < 0:
+            raise ValueError(f"sizes must be positive, walk and terms at least 0, got {self}")
         if self.vector not in (1, 2, 4, 8) or self.split not in (1, 2, 4, 8):
             raise ValueError(f"vector and split must be 1, 2, 4 or 8, got {self}")
         if self.balance not in ("ranges", "nonzeros", "columns"):
@@ -107,8 +98,6 @@ class SparseRTConfig:
             raise ValueError(f"mates are 1, 2, 4 or 8 and share the channels of a slab, got {self}")
         if self.slab and (self.parts > 1 or self.halo or self.pieces > 1):
             raise ValueError(f"x comes in slabs to whole row groups and one piece of pixels: {self}")
-        if self.meet and (not self.slab or self.teams > MOST_MEETING or self.ahead < 1):
-            raise ValueError(f"up to {MOST_MEETING} teams meet, with x in slabs and registers for what comes: {self}")
         if not self.slab and (self.stages, self.mates) != (1, 1):
             raise ValueError(f"stages and mates are for x in slabs, got {self}")
 
@@ -182,11 +171,6 @@ class SparseRTConfig:
         """Elements of x under way for each piece, where they are loaded into registers that hold zeros."""
         loop = OTHERS_OF_LOOP if self.walk else 0
         return (self.registers - self.sums - OTHERS - loop) // self.pieces - OTHERS_OF_PIECE
-
-    @property
-    def ahead(self) -> int:
-        """Loads of x that a thread makes between two meetings, at most; those before them wait for their products."""
-        return (self.registers - self.sums - OTHERS_OF_SLABS) // (2 * self.columns)
 
     def blocks(self, shape: ConvShape) -> int:
         """Of rows; mates may have none."""

@@ -39,10 +39,6 @@ class _Piece:
     left: str
 
 
-_Column = tuple[Sequence[tuple[int, str]], list[str]]
-"""Its nonzeros, as place and weight, and the registers of x."""
-
-
 @dataclass
 class _Ring:
     """Registers that the loads of one tap take in turns: zeros, which the loads leave alone in threads whose pixel lies
@@ -97,9 +93,6 @@ class _Code:
         """By place: the registers of its row's sums, one for each pixel of the thread."""
         self.chains: dict[int, tuple[int, list[str]]] = {}
         """By place: how many products are in the sums of pairs of float16, and their registers."""
-        self.loaded: list[_Column] = []
-        self.before: list[_Column] = []
-        """Where teams meet: what was loaded since, and between the last two times."""
 
     def written(self) -> str:
         config, body, team = self.config, self.body, self.team
@@ -226,26 +219,10 @@ class _Code:
             while at < len(nonzeros) and nonzeros[at][0] // self.config.slab == slab:
                 column, entries = nonzeros[at]
                 offset = slabs.stage(slab) + column % self.config.slab * slabs.pitch
-                self._take(entries, self._load("shared", f"[{piece.x}+{offset}]"))
+                self._products(entries, self._load("shared", f"[{piece.x}+{offset}]"))
                 at += 1
             slabs.leave(self.body, self.base, slab, self.first)
-        for waiting in (*self.before, *self.loaded):
-            self._products(*waiting)
         self._end_chains()
-
-    def _take(self, entries: Sequence[tuple[int, str]], words: list[str]) -> None:
-        """A column's products now; or, where teams meet, behind the loads of the next columns, since ptxas moves none
-        over a barrier."""
-        config = self.config
-        if not config.meet:
-            return self._products(entries, words)
-        self.loaded.append((entries, words))
-        instructions = sum(1 + len(found) * config.columns for found, _ in self.loaded)
-        if instructions >= config.meet or len(self.loaded) == config.ahead:
-            for waiting in self.before:
-                self._products(*waiting)
-            self.before, self.loaded = self.loaded, []
-            self.body.put(f"bar.sync {1 + self.team.index % config.teams}, {config.lanes}")
 
     def _end_chains(self) -> None:
         for place in list(self.chains):
