@@ -17,6 +17,7 @@ from torch import Tensor
 from report.fakes import Clock, FakeGpu, gpu
 from zeroskip.core.errors import Unsupported
 from zeroskip.core.record import Record
+from zeroskip.plan.tune import FINALISTS
 from zeroskip.report import cublaslt
 from zeroskip.report.cublaslt import Algorithm, Library, Matmul, Matrix, Product, Proposal, by_pixels, by_planes
 from zeroskip.report.layers import bench_layer
@@ -134,7 +135,7 @@ def test_of_the_quickest_forms_the_one_that_is_fastest_in_turns_is_kept(gpu: Fak
     clock = Clock()
     bench(gpu, clock, baselines=("cublaslt",))
     finalists = list(clock.seen[0])
-    assert len(finalists) == 3
+    assert len(finalists) == FINALISTS
     clock = Clock({finalists[2]: 1.0})
     assert bench(gpu, clock, baselines=("cublaslt",))["cublaslt"].config["form"] == finalists[2]
 

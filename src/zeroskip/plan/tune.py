@@ -22,7 +22,7 @@ from zeroskip.measure.turns import turn
 from zeroskip.plan.plan import Rejection
 from zeroskip.plan.search import Search, Wrong, layouts
 
-FINALISTS, NEAR = 3, 1.5
+FINALISTS, NEAR = 5, 1.5
 """Of one method, after one quick run of each candidate, so many go into the interleaved measurement, and the quickest
 of every layout; of those that took more than so many times as long as the quickest of all methods, only the method's
 quickest."""
