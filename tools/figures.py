@@ -248,6 +248,7 @@ def on_gpu(gpu: str) -> dict[str, list[str]]:
             apart = sorted((row[-1] for row in table.rows), key=lambda cell: float(cell.rstrip("%")))
             text = "The survey says that it does not. Our fastest method's times are "
             text += f"{apart[0]} to {apart[-1]} apart between masks of the same density." if apart else "not known."
+            text += " Columns may be of different runs and commits, as their records say."
             section(f"Does the pattern of the zeros matter? {images(batch).capitalize()}", table, text)
         text = "Our best, in brackets over cuBLAS fp32 and over the fastest dense fp32."
         section("Several images", products.batches_table(found), text)
